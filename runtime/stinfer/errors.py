@@ -1,0 +1,270 @@
+"""Everything that can go wrong for a reason outside this program.
+
+Each error says what is wrong (with the path, gene or spot it is about, what was found and what was
+expected) and what to do about it. The command line prints the two as ``Error:`` and ``Try:``; a
+library user catches the class, or the builtin it also is::
+
+    StInferError
+    ├── SlideError                     the image
+    │   ├── SlideNotFoundError         (FileNotFoundError)
+    │   ├── SlideUnreadableError       (OSError)
+    │   ├── SlideTooLargeError         (ValueError)
+    │   ├── ScaleUnknownError          (ValueError)   no µm per pixel
+    │   ├── ScaleImpossibleError       (ValueError)   µm per pixel outside 0.05 to 20
+    │   └── NoTissueError              (ValueError)
+    ├── SpotsError                     the spots file
+    │   ├── SpotsFormatError           (ValueError)
+    │   └── SpotsOutsideError          (ValueError)
+    ├── ModelError                     the ONNX file
+    │   ├── ModelFormatError           (ValueError)
+    │   └── ProviderUnavailableError   (RuntimeError)
+    ├── BankError                      the reference bank
+    │   ├── BankNotFoundError          (FileNotFoundError)
+    │   ├── BankFormatError            (ValueError)   not a bank, or cut short
+    │   ├── BankVersionError           (ValueError)   written by a newer program
+    │   └── BankAlteredError           (ValueError)   a part does not match its hash
+    ├── GeneUnknownError               (KeyError)
+    ├── SettingError                   (ValueError)   an argument out of range
+    ├── OutputError                    what is written
+    │   ├── OutputExistsError          (FileExistsError)
+    │   └── OutputWriteError           (OSError)
+    └── ExtraMissingError              (ImportError)  an optional dependency is not installed
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+
+class StInferError(Exception):
+    """Base of every error a user can cause and mend.
+
+    Parameters
+    ----------
+    what : what is wrong, and where
+    fix : what to do about it
+    """
+
+    def __init__(self, what: str, fix: str) -> None:
+        super().__init__(what)
+        self.what = what
+        self.fix = fix
+
+    def __str__(self) -> str:
+        # KeyError and OSError would print their arguments in their own way.
+        return self.what
+
+
+class SlideError(StInferError):
+    """The slide cannot be used."""
+
+
+class SlideNotFoundError(SlideError, FileNotFoundError):
+    """There is no file at the slide's path."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"slide {path} does not exist", "check the path")
+
+
+class SlideUnreadableError(SlideError, OSError):
+    """The file is no image that can be opened, or a part of it cannot be read."""
+
+    def __init__(self, path: Path, cause: str) -> None:
+        super().__init__(
+            f"slide {path} cannot be read: {cause}",
+            "give a whole-slide file that OpenSlide opens, or a JPEG, PNG or TIFF image; "
+            "if it is one, it may be damaged: copy it again from its source",
+        )
+
+
+class SlideTooLargeError(SlideError, ValueError):
+    """A flat image holds more pixels than are decoded into memory at once."""
+
+    def __init__(self, path: Path, width_px: int, height_px: int, limit_px: int) -> None:
+        super().__init__(
+            f"slide {path} is a flat image of {width_px} x {height_px} px; "
+            f"images without tiles are read whole, up to {limit_px / 1e6:.0f} megapixels",
+            "convert it to a tiled pyramid: vips tiffsave IN OUT.tif --tile --pyramid --compression jpeg",
+        )
+
+
+class ScaleUnknownError(SlideError, ValueError):
+    """The slide does not say how many µm a pixel is."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"slide {path} does not say how many µm one pixel is",
+            "give it with --mpp, for example --mpp 0.5 for a 20x scan, 0.25 for 40x",
+        )
+
+
+class ScaleImpossibleError(SlideError, ValueError):
+    """The µm per pixel is out of the range of microscopes."""
+
+    def __init__(self, source: str, mpp: tuple[float, float], minimum_um: float, maximum_um: float) -> None:
+        shown = f"{mpp[0]:g}" if mpp[0] == mpp[1] else f"{mpp[0]:g} x {mpp[1]:g}"
+        super().__init__(
+            f"{source} gives {shown} µm per pixel, outside the {minimum_um:g} to {maximum_um:g} of slide scans",
+            "give the true value with --mpp, for example --mpp 0.5 for a 20x scan, 0.25 for 40x",
+        )
+
+
+class NoTissueError(SlideError, ValueError):
+    """No tissue was found on the slide."""
+
+    def __init__(self, path: Path, detail: str) -> None:
+        super().__init__(
+            f"no tissue found on slide {path}: {detail}",
+            "check that it is an H&E slide and that its scale (--mpp) is right; "
+            "or say where to predict with --spots FILE",
+        )
+
+
+class SpotsError(StInferError):
+    """The spots file cannot be used."""
+
+
+class SpotsFormatError(SpotsError, ValueError):
+    """The spots file is none of the known kinds, or a value in it is not a number."""
+
+    def __init__(self, path: Path, cause: str) -> None:
+        super().__init__(
+            f"spots file {path}: {cause}",
+            "give a her2st selection file (columns pixel_x, pixel_y), Space Ranger tissue positions, "
+            "or a CSV with columns x,y in level-0 pixels",
+        )
+
+
+class SpotsOutsideError(SpotsError, ValueError):
+    """Some spots do not lie on the image."""
+
+    def __init__(
+        self, path: Path, n_outside: int, n_spots: int, worst: str, excess_px: float, size_l0: tuple[int, int]
+    ) -> None:
+        super().__init__(
+            f"spots file {path}: {n_outside} of {n_spots} spots lie outside the image of "
+            f"{size_l0[0]} x {size_l0[1]} px; spot {worst} by {excess_px:.1f} px",
+            "check that the file belongs to this slide and that its coordinates are level-0 pixels "
+            "of the full-resolution image",
+        )
+
+
+class ModelError(StInferError):
+    """The backbone cannot be used."""
+
+
+class ModelFormatError(ModelError, ValueError):
+    """The ONNX file is not one of ours, is damaged, or needs what is not allowed."""
+
+    def __init__(self, source: str, cause: str) -> None:
+        super().__init__(
+            f"model {source}: {cause}",
+            "export it again with stinfer-export backbone, of the same version as this program",
+        )
+
+
+class ProviderUnavailableError(ModelError, RuntimeError):
+    """CUDA was asked for and is not there."""
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(
+            f"--device cuda: {cause}",
+            "install stinfer[gpu] in place of stinfer[cpu] on a machine with an NVIDIA driver, CUDA and cuDNN; "
+            "or use --device cpu",
+        )
+
+
+class BankError(StInferError):
+    """The reference bank cannot be used."""
+
+
+class BankNotFoundError(BankError, FileNotFoundError):
+    """There is no file at the bank's path."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"bank {path} does not exist",
+            "check the path, or build one with stinfer-export bank",
+        )
+
+
+class BankFormatError(BankError, ValueError):
+    """The file is no bank, is cut short, or lacks a part."""
+
+    def __init__(self, path: Path, cause: str) -> None:
+        super().__init__(
+            f"bank {path}: {cause}",
+            "copy it again from where it was built, or build it again with stinfer-export bank",
+        )
+
+
+class BankVersionError(BankError, ValueError):
+    """The bank is of a format this program does not know."""
+
+    def __init__(self, path: Path, found: int, known: int) -> None:
+        super().__init__(
+            f"bank {path} has format version {found}; this program reads version {known}",
+            "install a newer stinfer" if found > known else "build it again with stinfer-export bank",
+        )
+
+
+class BankAlteredError(BankError, ValueError):
+    """A part of the bank is not what was written."""
+
+    def __init__(self, path: Path, part: str, cause: str) -> None:
+        super().__init__(
+            f"bank {path}: its {part} was altered or damaged ({cause})",
+            "do not use it; copy it again from where it was built",
+        )
+
+
+class GeneUnknownError(StInferError, KeyError):
+    """A gene is not in the bank."""
+
+    def __init__(self, genes: Sequence[str], nearest: Sequence[Sequence[str]], n_genes: int) -> None:
+        shown = [
+            f"{gene} (nearest: {', '.join(near)})" if near else gene
+            for gene, near in zip(genes[:5], nearest, strict=False)
+        ]
+        more = f", and {len(genes) - 5} more" if len(genes) > 5 else ""
+        verb = "gene is" if len(genes) == 1 else "genes are"
+        super().__init__(
+            f"{len(genes)} {verb} not among the {n_genes} of the bank: {', '.join(shown)}{more}",
+            "correct or leave out these names; stinfer bank info BANK --genes lists what it holds",
+        )
+
+
+class SettingError(StInferError, ValueError):
+    """An argument cannot be right for this slide or bank."""
+
+
+class OutputError(StInferError):
+    """The output cannot be written."""
+
+
+class OutputExistsError(OutputError, FileExistsError):
+    """The output is there already."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"output {path} exists", "choose another name, or replace it with --overwrite")
+
+
+class OutputWriteError(OutputError, OSError):
+    """The disk is full, or the folder cannot be written."""
+
+    def __init__(self, path: Path, cause: str) -> None:
+        super().__init__(
+            f"cannot write {path}: {cause}",
+            "make room or choose another place; nothing was left behind",
+        )
+
+
+class ExtraMissingError(StInferError, ImportError):
+    """A part of the program that was not installed is needed."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs the package {package}, which is not installed",
+            f"pip install 'stinfer[{extra}]'",
+        )
