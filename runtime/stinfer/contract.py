@@ -6,8 +6,8 @@ The two FORMAT.md files say the same in words; whoever changes one changes the o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -91,3 +91,98 @@ class ModelCard:
             checkpoint_sha256=props["stinfer.checkpoint_sha256"],
             precision=props["stinfer.precision"],
         )
+
+
+@dataclass(frozen=True)
+class BankSettings:
+    """How a bank was made and how it is to be read: the texts and numbers of ``uns/stinfer``.
+
+    Parameters
+    ----------
+    dataset : what was packed, for example ``her2st``
+    backbone : as in the model's card
+    model_sha256 : of the ONNX file that made the embeddings
+    pooling : ``patch``: one patch per spot
+    fov_um : side of the square around a spot that is embedded
+    patch_px : side it is resampled to
+    pitch_um : distance of neighboring spots
+    spot_diameter_um : width of a spot
+    normalization : ``log1p_cp10k``
+    gene_join : ``union`` or ``intersection`` of the sections' genes
+    metric : what the affine map of the embeddings is, ``none`` or ``standardize``
+    distance : ``cosine`` or ``euclidean``
+    k : neighbors to average
+    weighting : ``uniform``, ``inverse`` or ``softmax``
+    temperature : of the softmax, in units of the distance
+    annoy_search_k : nodes Annoy inspects per query; 0 where the bank has no index
+    annoy_trees : trees of the index; 0 where there is none
+    annoy_seed : seed of the index
+    annoy_recall : share of the true neighbors that it finds with these, measured when built
+    software : versions of what built the bank
+    """
+
+    dataset: str
+    backbone: str
+    model_sha256: str
+    pooling: str
+    fov_um: float
+    patch_px: int
+    pitch_um: float
+    spot_diameter_um: float
+    normalization: str
+    gene_join: str
+    metric: str
+    distance: Literal["cosine", "euclidean"]
+    k: int
+    weighting: Literal["uniform", "inverse", "softmax"]
+    temperature: float
+    annoy_search_k: int
+    annoy_trees: int
+    annoy_seed: int
+    annoy_recall: float
+    software: str
+
+    def to_scalars(self) -> dict[str, str | int | float]:
+        """Return the settings with the format version, ready to be written."""
+        return {"format_version": BANK_FORMAT_VERSION, **asdict(self)}
+
+    @classmethod
+    def from_scalars(cls, scalars: Mapping[str, Any]) -> BankSettings:
+        """Read settings, checking each one's type and range.
+
+        Raises
+        ------
+        KeyError
+            A setting is missing.
+        ValueError
+            A setting is of the wrong type or not one of the allowed.
+        """
+        values: dict[str, Any] = {}
+        for field in fields(cls):
+            value = scalars[field.name]
+            kind = {"int": int, "float": float}.get(str(field.type), str)
+            if kind is float and isinstance(value, int):
+                value = float(value)
+            if not isinstance(value, kind) or isinstance(value, bool):
+                msg = f"{field.name} is {value!r}, expected {kind.__name__}"
+                raise ValueError(msg)
+            values[field.name] = value
+        for name, allowed in _ALLOWED.items():
+            if values[name] not in allowed:
+                msg = f"{name} is {values[name]!r}, expected one of {', '.join(allowed)}"
+                raise ValueError(msg)
+        for name in ("fov_um", "patch_px", "pitch_um", "spot_diameter_um", "k", "temperature"):
+            if not 0 < values[name] < 1e6:
+                msg = f"{name} is {values[name]}, expected a positive number"
+                raise ValueError(msg)
+        return cls(**values)
+
+
+_ALLOWED = {
+    "pooling": ("patch",),
+    "normalization": ("log1p_cp10k",),
+    "gene_join": ("union", "intersection"),
+    "metric": ("none", "standardize"),
+    "distance": ("cosine", "euclidean"),
+    "weighting": ("uniform", "inverse", "softmax"),
+}

@@ -105,7 +105,8 @@ class ScaleImpossibleError(SlideError, ValueError):
     def __init__(self, source: str, mpp: tuple[float, float], minimum_um: float, maximum_um: float) -> None:
         shown = f"{mpp[0]:g}" if mpp[0] == mpp[1] else f"{mpp[0]:g} x {mpp[1]:g}"
         super().__init__(
-            f"{source} gives {shown} µm per pixel, outside the {minimum_um:g} to {maximum_um:g} of slide scans",
+            f"{source} gives {shown} µm per pixel, "
+            f"outside the {minimum_um:g} to {maximum_um:g} of slide scans",
             "give the true value with --mpp, for example --mpp 0.5 for a 20x scan, 0.25 for 40x",
         )
 
@@ -170,8 +171,8 @@ class ProviderUnavailableError(ModelError, RuntimeError):
     def __init__(self, cause: str) -> None:
         super().__init__(
             f"--device cuda: {cause}",
-            "install stinfer[gpu] in place of stinfer[cpu] on a machine with an NVIDIA driver, CUDA and cuDNN; "
-            "or use --device cpu",
+            "install stinfer[gpu] in place of stinfer[cpu], on a machine with an NVIDIA driver, "
+            "CUDA and cuDNN; or use --device cpu",
         )
 
 

@@ -1,0 +1,315 @@
+"""The reference bank: one HDF5 file, also an AnnData object, that is enough to predict.
+
+Nothing in it is trusted before its hash is checked. The layout is `reference_bank/FORMAT.md`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from stinfer import h5ad
+from stinfer.contract import BANK_FORMAT_VERSION, F32, F64, I64, AnyArray, BankSettings
+from stinfer.errors import (
+    BankAlteredError,
+    BankError,
+    BankFormatError,
+    BankNotFoundError,
+    BankVersionError,
+    ModelFormatError,
+)
+from stinfer.files import sha256_file
+from stinfer.integrity import hash_arrays, hash_json
+from stinfer.metric import AffineMetric
+
+# What `uns/stinfer/hashes` MUST name; `model` and `annoy` only where the bank holds them.
+PARTS = ("settings", "genes", "spots", "expression", "embedding", "metric", "calibration")
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """A compressed sparse row matrix.
+
+    Parameters
+    ----------
+    data, indices : (n_stored,) values and their columns
+    indptr : (n_rows + 1,) where each row starts
+    n_columns : width
+    """
+
+    data: F32
+    indices: AnyArray
+    indptr: AnyArray
+    n_columns: int
+
+    def columns(self, chosen: I64) -> F32:
+        """Return some columns as a dense matrix.
+
+        Parameters
+        ----------
+        chosen : (n,), columns without repeats
+
+        Returns
+        -------
+        (n_rows, n)
+        """
+        position = np.full(self.n_columns, -1, dtype=np.int64)
+        position[chosen] = np.arange(len(chosen))
+        target = position[self.indices]
+        kept = target >= 0
+        rows = np.repeat(np.arange(len(self.indptr) - 1), np.diff(self.indptr))[kept]
+        dense = np.zeros((len(self.indptr) - 1, len(chosen)), dtype=np.float32)
+        dense[rows, target[kept]] = self.data[kept]
+        return dense
+
+
+@dataclass(frozen=True)
+class Bank:
+    """An open bank, checked and in memory.
+
+    Parameters
+    ----------
+    path : where it was read
+    settings : how it was made and is to be read
+    genes : n_genes unique symbols
+    gene_columns : per-gene numbers of `var`, each (n_genes,)
+    spots : n_refs unique names
+    sections, patients : of each reference
+    spot_columns : further numbers of `obs`, each (n_refs,)
+    spatial : (n_refs, 2), level-0 px of the section's image
+    expression : (n_refs, n_genes), log1p CP10K
+    embedding : (n_refs, n), after the metric
+    metric : the affine map
+    distance_quantiles : (m,), quantiles 0 to 1 of the references' own held-out neighbor distance
+    hashes : SHA-256 of each part
+    """
+
+    path: Path
+    settings: BankSettings
+    genes: tuple[str, ...]
+    gene_columns: dict[str, AnyArray]
+    spots: tuple[str, ...]
+    sections: tuple[str, ...]
+    patients: tuple[str, ...]
+    spot_columns: dict[str, AnyArray]
+    spatial: F64
+    expression: Sparse
+    embedding: F32
+    metric: AffineMetric
+    distance_quantiles: F32
+    hashes: dict[str, str]
+
+    @classmethod
+    def open(cls, path: str | Path) -> Bank:
+        """Read a bank and check every part against its hash.
+
+        Raises
+        ------
+        BankNotFoundError, BankFormatError, BankVersionError
+            There is no bank there that this program reads.
+        BankAlteredError
+            A part is not what was written.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise BankNotFoundError(path)
+        try:
+            with h5py.File(path, "r") as file:
+                _check_version(path, file)
+                bank = _read(path, file)
+                for name in ("model", "annoy"):
+                    if name in file["uns/stinfer"]:
+                        _compare(path, name, bank.hashes.get(name, "none"), _hash_bytes(_blob(file, name)))
+        except BankError:
+            raise
+        except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError, IndexError) as error:
+            # HDF5 and h5py speak of damage in all of these; whichever it is, the file is no whole bank.
+            raise BankFormatError(path, f"it is cut short, damaged or no bank ({_first(error)})") from error
+        _check_shapes(bank)
+        return bank
+
+    def model(self) -> bytes:
+        """Return the ONNX file, from the bank or from beside it.
+
+        Raises
+        ------
+        BankFormatError
+            It was left out, and the file of its hash is not beside the bank.
+        ModelFormatError
+            The file beside the bank is another model.
+        """
+        with h5py.File(self.path, "r") as file:
+            if "model" in file["uns/stinfer"]:
+                return _blob(file, "model")
+        beside = self.path.with_name(f"{self.settings.backbone}.onnx")
+        if not beside.is_file():
+            cause = f"the model was left out of it, and there is no {beside.name} beside it"
+            raise BankFormatError(self.path, cause)
+        if sha256_file(beside) != self.settings.model_sha256:
+            source = str(beside)
+            cause = f"its SHA-256 is not the {self.settings.model_sha256} that made bank {self.path}"
+            raise ModelFormatError(source, cause)
+        return beside.read_bytes()
+
+    def annoy_index(self) -> bytes | None:
+        """Return the Annoy index as it was saved, or None where the bank has none."""
+        with h5py.File(self.path, "r") as file:
+            return _blob(file, "annoy") if "annoy" in file["uns/stinfer"] else None
+
+    @property
+    def n_refs(self) -> int:
+        """Number of references."""
+        return len(self.spots)
+
+    @property
+    def section_codes(self) -> I64:
+        """(n_refs,), the section of each reference as a number."""
+        return np.unique(np.asarray(self.sections), return_inverse=True)[1].astype(np.int64)
+
+
+def hash_parts(
+    settings: BankSettings,
+    genes: tuple[str, ...],
+    gene_columns: dict[str, AnyArray],
+    spots: tuple[str, ...],
+    sections: tuple[str, ...],
+    patients: tuple[str, ...],
+    spot_columns: dict[str, AnyArray],
+    spatial: F64,
+    expression: Sparse,
+    embedding: F32,
+    metric: AffineMetric,
+    distance_quantiles: F32,
+) -> dict[str, str]:
+    """Hash every part of a bank but its blobs; keys are `PARTS`."""
+    texts = [list(spots), list(sections), list(patients)]
+    return {
+        "settings": hash_json(settings.to_scalars()),
+        "genes": hash_json([list(genes), _hash_columns(gene_columns)]),
+        "spots": hash_json([texts, _hash_columns(spot_columns), hash_arrays(spatial)]),
+        "expression": hash_arrays(expression.data, expression.indices, expression.indptr),
+        "embedding": hash_arrays(embedding),
+        "metric": hash_arrays(metric.mean, metric.components),
+        "calibration": hash_arrays(distance_quantiles),
+    }
+
+
+def _hash_columns(columns: dict[str, AnyArray]) -> dict[str, str]:
+    return {name: hash_arrays(values) for name, values in columns.items()}
+
+
+def _check_version(path: Path, file: h5py.File) -> None:
+    if "uns/stinfer/format_version" not in file or "uns/stinfer/model_sha256" not in file:
+        cause = "it is an HDF5 file, but no bank"
+        raise BankFormatError(path, cause)
+    version = int(file["uns/stinfer/format_version"][()])
+    if version != BANK_FORMAT_VERSION:
+        raise BankVersionError(path, version, BANK_FORMAT_VERSION)
+
+
+def _read(path: Path, file: h5py.File) -> Bank:
+    uns = file["uns/stinfer"]
+    var, obs, x = file["var"], file["obs"], file["X"]
+    contents: dict[str, Any] = {
+        "settings": BankSettings.from_scalars(h5ad.read_scalars(uns)),
+        "genes": tuple(h5ad.read_strings(var["_index"])),
+        "gene_columns": {name: h5ad.read_array(var, name) for name in var.attrs["column-order"]},
+        "spots": tuple(h5ad.read_strings(obs["_index"])),
+        "sections": tuple(h5ad.read_categories(obs["section"])),
+        "patients": tuple(h5ad.read_categories(obs["patient"])),
+        "spot_columns": {
+            name: h5ad.read_array(obs, name)
+            for name in obs.attrs["column-order"]
+            if name not in ("section", "patient")
+        },
+        "spatial": h5ad.read_array(file["obsm"], "spatial"),
+        "expression": Sparse(
+            h5ad.read_array(x, "data"),
+            h5ad.read_array(x, "indices"),
+            h5ad.read_array(x, "indptr"),
+            int(x.attrs["shape"][1]),
+        ),
+        "embedding": h5ad.read_array(file["obsm"], "embedding"),
+        "metric": AffineMetric(
+            h5ad.read_array(uns, "metric_mean"), h5ad.read_array(uns, "metric_components")
+        ),
+        "distance_quantiles": h5ad.read_array(uns, "distance_quantiles"),
+    }
+    hashes = {key: str(value) for key, value in h5ad.read_scalars(uns["hashes"]).items()}
+    for part, found in hash_parts(**contents).items():
+        _compare(path, part, hashes.get(part, "none"), found)
+    return Bank(path=path, hashes=hashes, **contents)
+
+
+def _check_shapes(bank: Bank) -> None:
+    """Refuse parts that do not fit together, whatever their hashes say."""
+    n_refs, n_genes = bank.n_refs, len(bank.genes)
+    sparse = bank.expression
+    checks = {
+        "it has no references": n_refs > 0 and n_genes > 0,
+        "its expression does not fit its spots and genes": (
+            len(sparse.indptr) == n_refs + 1 and sparse.n_columns == n_genes
+        ),
+        "its expression matrix is no valid CSR": _valid_csr(sparse),
+        "its embeddings do not fit its spots": bank.embedding.ndim == 2 and len(bank.embedding) == n_refs,
+        "its spots' coordinates do not fit": bank.spatial.shape == (n_refs, 2),
+        "its gene symbols repeat": len(set(bank.genes)) == n_genes,
+        "its gene columns do not fit its genes": all(len(c) == n_genes for c in bank.gene_columns.values()),
+        "its metric does not fit its embeddings": _metric_fits(bank),
+        "its distance quantiles do not ascend": bool((np.diff(bank.distance_quantiles) >= 0).all()),
+        "k is larger than its number of references": bank.settings.k <= n_refs,
+        "it holds values that are not finite": all(
+            np.isfinite(values).all()
+            for values in (
+                sparse.data,
+                bank.embedding,
+                bank.spatial,
+                bank.metric.mean,
+                bank.metric.components,
+            )
+        ),
+    }
+    for cause, holds in checks.items():
+        if not holds:
+            raise BankFormatError(bank.path, cause)
+
+
+def _valid_csr(sparse: Sparse) -> bool:
+    return (
+        len(sparse.data) == len(sparse.indices)
+        and len(sparse.indptr) > 0
+        and int(sparse.indptr[0]) == 0
+        and int(sparse.indptr[-1]) == len(sparse.data)
+        and bool((np.diff(sparse.indptr) >= 0).all())
+        and (not sparse.indices.size or 0 <= sparse.indices.min() <= sparse.indices.max() < sparse.n_columns)
+    )
+
+
+def _metric_fits(bank: Bank) -> bool:
+    mean, components = bank.metric.mean, bank.metric.components
+    width = components.shape[-1]
+    return mean.ndim == 1 and len(components) == len(mean) and width == bank.embedding.shape[1]
+
+
+def _blob(file: h5py.File, name: str) -> bytes:
+    return bytes(h5ad.read_array(file["uns/stinfer"], name).astype(np.uint8).tobytes())
+
+
+def _hash_bytes(blob: bytes) -> str:
+    return hashlib.sha256(blob).hexdigest()
+
+
+def _compare(path: Path, part: str, written: str, found: str) -> None:
+    if written != found:
+        cause = f"SHA-256 {found[:12]}…, written was {written[:12]}…"
+        raise BankAlteredError(path, part, cause)
+
+
+def _first(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

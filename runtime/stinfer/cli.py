@@ -1,0 +1,214 @@
+"""The commands `stinfer` and `stinfer-run`. Click lives here alone."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import click
+
+from stinfer import __version__
+from stinfer.errors import StInferError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_FILE = click.Path(path_type=Path)
+
+
+def shows_errors(command: Callable[P, R]) -> Callable[P, R]:
+    """Print a known error as its cause and its remedy, and leave with exit code 1.
+
+    A bug keeps its traceback.
+    """
+
+    @wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except StInferError as error:
+            click.echo(f"Error: {error.what}", err=True)
+            click.echo(f"Try:   {error.fix}", err=True)
+            raise SystemExit(1) from error
+
+    return wrapped
+
+
+class _ClickHandler(logging.Handler):
+    """Shows what the library logs, below the progress bar rather than inside it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = "Note:  " if record.levelno >= logging.WARNING else ""
+        click.echo(prefix + self.format(record), err=True)
+
+
+def set_up_logging(*, quiet: bool) -> None:
+    """Send the library's messages to the terminal; notices always, progress unless `quiet`."""
+    for name in ("stinfer", "stinfer_export"):
+        logger = logging.getLogger(name)
+        logger.handlers = [_ClickHandler()]
+        logger.setLevel(logging.WARNING if quiet else logging.INFO)
+        logger.propagate = False
+
+
+class ProgressBar:
+    """A bar with patches per second and time left, on a terminal's standard error.
+
+    Parameters
+    ----------
+    quiet : show nothing
+    """
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+        self._bar: Any = None
+
+    def __call__(self, done: int, total: int) -> None:
+        """Show that `done` of `total` patches are encoded."""
+        if self._quiet:
+            return
+        if self._bar is None:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, unit=" patches", desc="encoding", file=sys.stderr)
+        self._bar.update(done - self._bar.n)
+        if done == total:
+            self._bar.close()
+            self._bar = None
+
+
+@click.command(name="run", epilog="Example: stinfer-run slide.svs --bank her2st.h5 --png ERBB2,COL1A1")
+@click.argument("slide", type=_FILE)
+@click.option("--bank", type=_FILE, required=True, help="Reference bank (.h5) that predicts.")
+@click.option(
+    "--out", type=_FILE, help="Prediction to write (.h5ad). [default: SLIDE.stinfer.h5ad in this folder]"
+)
+@click.option(
+    "--mpp",
+    type=click.FloatRange(min=0, min_open=True),
+    help="µm per level-0 pixel. [default: what the slide says; an error if it says nothing]",
+)
+@click.option(
+    "--spots",
+    type=_FILE,
+    help="Where to predict: a her2st selection file, Space Ranger tissue positions, or a CSV with x,y in "
+    "level-0 px. [default: a grid over the tissue]",
+)
+@click.option(
+    "--pitch-um",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Distance of grid points in µm; smaller is denser (super-resolution). [default: that of the bank]",
+)
+@click.option(
+    "--genes",
+    default="all",
+    show_default=True,
+    help="Genes to predict: names separated by commas, a file with one name a line, or all.",
+)
+@click.option("--csv", type=_FILE, help="Also write spots x genes, with coordinates, as a CSV file.")
+@click.option(
+    "--png", default="", metavar="GENES", help="Also draw these genes over the slide, one PNG each."
+)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where to encode; auto takes CUDA where it works, cuda insists on it.",
+)
+@click.option(
+    "--search",
+    type=click.Choice(["auto", "exact", "annoy"]),
+    default="auto",
+    show_default=True,
+    help="How to find neighbors; auto takes Annoy only for large banks and a recall of at least 0.99.",
+)
+@click.option("--k", type=click.IntRange(min=1), help="Neighbors to average. [default: the bank's]")
+@click.option(
+    "--weighting",
+    type=click.Choice(["uniform", "inverse", "softmax"]),
+    help="How near neighbors weigh more. [default: the bank's]",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1, max=4096),
+    default=32,
+    show_default=True,
+    help="Patches encoded at a time; fewer need less memory.",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1, max=1024),
+    help="Cores to use. [default: all this process may use]",
+)
+@click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
+@click.option("--quiet", is_flag=True, help="Print errors and notices only.")
+@click.version_option(__version__, prog_name="stinfer")
+@shows_errors
+def run(slide: Path, bank: Path, png: str, *, quiet: bool, **options: Any) -> None:
+    """Predict spatial gene expression for SLIDE from a reference bank.
+
+    SLIDE is anything OpenSlide reads, or a JPEG, PNG or TIFF image. The prediction is an AnnData file
+    that scanpy and squidpy open: log1p of counts per 10,000, with a confidence for every spot.
+    For research use; not a diagnostic device.
+    """
+    set_up_logging(quiet=quiet)
+    from stinfer.pipeline import predict_slide
+
+    result = predict_slide(slide, bank, png=_split(png), progress=ProgressBar(quiet=quiet), **options)
+    if not quiet:
+        click.echo(f"{result.path}: {result.n_spots} spots x {result.n_genes} genes, log1p CP10K")
+        for path in (result.csv_path, *result.png_paths):
+            if path is not None:
+                click.echo(str(path))
+
+
+@click.group(epilog="Example: stinfer bank info her2st.h5")
+@click.version_option(__version__, prog_name="stinfer")
+def main() -> None:
+    """Infer spatial gene expression from H&E slides, offline."""
+
+
+@main.group(name="bank", epilog="Example: stinfer bank verify her2st.h5")
+def bank_group() -> None:
+    """Look into reference banks."""
+
+
+@bank_group.command(epilog="Example: stinfer bank info her2st.h5")
+@click.argument("bank", type=_FILE)
+@click.option("--genes", is_flag=True, help="List the genes instead, one a line.")
+@shows_errors
+def info(bank: Path, *, genes: bool) -> None:
+    """Print what BANK holds: references, genes, scale, backbone, settings and hashes."""
+    from stinfer.bank import Bank
+    from stinfer.inspect_bank import describe_bank
+
+    opened = Bank.open(bank)
+    click.echo("\n".join(opened.genes) if genes else describe_bank(opened))
+
+
+@bank_group.command(epilog="Example: stinfer bank verify her2st.h5")
+@click.argument("bank", type=_FILE)
+@shows_errors
+def verify(bank: Path) -> None:
+    """Check BANK: hashes, shapes, finiteness, its model, and its index against its embeddings."""
+    from stinfer.inspect_bank import verify_bank
+
+    for line in verify_bank(bank):
+        click.echo(f"ok  {line}")
+
+
+def _split(names: str) -> Sequence[str]:
+    return [name.strip() for name in names.split(",") if name.strip()]
+
+
+def run_main() -> None:
+    """Run `stinfer-run`, the same as `stinfer run`."""
+    run(prog_name="stinfer-run")
+
+
+main.add_command(run)

@@ -1,0 +1,157 @@
+"""The backbone: an ONNX file run by ONNX Runtime, on the CPU or CUDA."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import Literal
+
+import numpy as np
+
+from stinfer.contract import F32, MODEL_EMBEDDING, MODEL_INPUT, U8, ModelCard
+from stinfer.errors import ExtraMissingError, ModelFormatError, ProviderUnavailableError
+
+try:
+    import onnxruntime as ort
+    from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+except ImportError as error:
+    raise ExtraMissingError(package="onnxruntime", extra="cpu", purpose="running a backbone") from error
+
+Device = Literal["auto", "cpu", "cuda"]
+_CPU = "CPUExecutionProvider"
+_CUDA = "CUDAExecutionProvider"
+
+
+class Encoder:
+    """A loaded backbone.
+
+    Parameters
+    ----------
+    model : bytes of the ONNX file
+    source : where they come from, for messages
+    device : ``cuda`` insists, ``auto`` takes CUDA where it works
+    threads : cores to use; by default those this process may use
+
+    Attributes
+    ----------
+    card : ModelCard
+        What the file says about itself.
+    sha256 : str
+        Of the bytes.
+    provider : str
+        What ONNX Runtime really runs on.
+    fallback : str
+        Why ``auto`` did not use a CUDA that is installed; empty if it did, or there is none.
+
+    Raises
+    ------
+    ModelFormatError
+        The bytes are no model of ours.
+    ProviderUnavailableError
+        ``cuda`` was asked for and cannot be used.
+    """
+
+    def __init__(
+        self, model: bytes, source: str, *, device: Device = "auto", threads: int | None = None
+    ) -> None:
+        self.sha256 = hashlib.sha256(model).hexdigest()
+        self._source = source
+        self.fallback = ""
+        installed = ort.get_available_providers()
+        if device == "cuda" and _CUDA not in installed:
+            cause = f"this ONNX Runtime has only {', '.join(installed)}"
+            raise ProviderUnavailableError(cause)
+        wanted = [_CUDA, _CPU] if device != "cpu" and _CUDA in installed else [_CPU]
+        self._session = _load(model, source, wanted, threads or cores_allowed())
+        # ONNX Runtime falls back to the CPU without an error: what counts is what the session has.
+        self.provider = str(self._session.get_providers()[0])
+        if wanted[0] == _CUDA and self.provider != _CUDA:
+            cause = "ONNX Runtime could not load CUDA (driver, CUDA or cuDNN missing or of another version)"
+            if device == "cuda":
+                raise ProviderUnavailableError(cause)
+            self.fallback = cause
+        self.card = _read_card(self._session, source)
+
+    def embed(self, pixels: U8) -> F32:
+        """Encode a batch of patches.
+
+        Parameters
+        ----------
+        pixels : (n, height, width, 3) uint8 RGB
+
+        Returns
+        -------
+        (n, dim), finite
+
+        Raises
+        ------
+        ModelFormatError
+            The model refuses patches of this size or gives what is no embedding.
+        """
+        try:
+            (found,) = self._session.run([MODEL_EMBEDDING], {MODEL_INPUT: pixels})
+        except (ort_errors.Fail, ort_errors.RuntimeException, ort_errors.InvalidArgument) as error:
+            raise ModelFormatError(self._source, f"it cannot encode patches: {_first_line(error)}") from error
+        embedding = np.asarray(found, dtype=np.float32)
+        if embedding.shape != (len(pixels), self.card.dim):
+            cause = f"its embedding has shape {embedding.shape}, its card says dim {self.card.dim}"
+            raise ModelFormatError(self._source, cause)
+        if not np.isfinite(embedding).all():
+            raise ModelFormatError(self._source, "its embedding is not finite")
+        return embedding
+
+
+def cores_allowed() -> int:
+    """Count the cores this process may use, which may be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def onnxruntime_version() -> str:
+    """Return the version for the run's record."""
+    return str(ort.__version__)
+
+
+def _load(model: bytes, source: str, providers: list[str], threads: int) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4  # its fallbacks are checked and reported by us
+    ort.disable_telemetry_events()
+    try:
+        return ort.InferenceSession(model, options, providers=providers)
+    except (
+        ort_errors.Fail,
+        ort_errors.InvalidGraph,
+        ort_errors.InvalidProtobuf,
+        ort_errors.InvalidArgument,
+        ort_errors.NotImplemented,
+        ort_errors.RuntimeException,
+    ) as error:
+        raise ModelFormatError(source, f"ONNX Runtime cannot load it: {_first_line(error)}") from error
+
+
+def _read_card(session: ort.InferenceSession, source: str) -> ModelCard:
+    try:
+        card = ModelCard.from_props(session.get_modelmeta().custom_metadata_map)
+    except KeyError as error:
+        cause = f"it has no {error.args[0]} in its metadata, so it was not exported by stinfer"
+        raise ModelFormatError(source, cause) from error
+    except ValueError as error:
+        raise ModelFormatError(source, f"its metadata cannot be read: {error}") from error
+    inputs = {item.name: (item.type, item.shape) for item in session.get_inputs()}
+    outputs = {item.name for item in session.get_outputs()}
+    if set(inputs) != {MODEL_INPUT} or MODEL_EMBEDDING not in outputs:
+        cause = (
+            f"it takes {sorted(inputs)} and gives {sorted(outputs)}, "
+            f"expected {MODEL_INPUT} and {MODEL_EMBEDDING}"
+        )
+        raise ModelFormatError(source, cause)
+    kind, shape = inputs[MODEL_INPUT]
+    if kind != "tensor(uint8)" or len(shape) != 4 or shape[3] != 3:
+        raise ModelFormatError(source, f"its input is {kind} {shape}, expected uint8 (n, height, width, 3)")
+    return card
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

@@ -1,0 +1,90 @@
+"""Files written beside and renamed, so that no reader ever meets half of one."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+from stinfer.errors import OutputExistsError, OutputWriteError, StInferError
+
+
+def refuse_existing(path: Path, overwrite: bool) -> None:  # noqa: FBT001 - mirrors the flag of every writer
+    """Check, before any long work, that a file may be written.
+
+    Raises
+    ------
+    OutputExistsError
+        It exists and is not to be replaced.
+    OutputWriteError
+        It is a folder, or its folder does not exist or cannot be written.
+    """
+    if path.is_dir():
+        raise OutputWriteError(path, "it is a folder")
+    if path.exists() and not overwrite:
+        raise OutputExistsError(path)
+    if not path.parent.is_dir():
+        raise OutputWriteError(path, f"the folder {path.parent} does not exist")
+    if not os.access(path.parent, os.W_OK):
+        raise OutputWriteError(path, f"the folder {path.parent} cannot be written")
+
+
+@contextlib.contextmanager
+def written_beside(path: Path) -> Iterator[Path]:
+    """Give a name in the same folder; rename it to `path` when the block ends well.
+
+    The partial file is removed when the block fails, for whatever reason.
+
+    Raises
+    ------
+    OutputWriteError
+        The system refuses to write: disk full, quota, permission.
+    """
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        partial.touch(exist_ok=False)
+        yield partial
+        _flush(partial)
+        partial.replace(path)
+    except OSError as error:
+        if isinstance(error, StInferError):
+            raise
+        raise OutputWriteError(path, _cause(error)) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole text file, UTF-8, all or nothing."""
+    with written_beside(path) as partial:
+        partial.write_text(text, encoding="utf-8", newline="\n")
+
+
+def sha256_file(path: Path) -> str:
+    """Hash a file without holding it.
+
+    Returns
+    -------
+    64 hexadecimal digits
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _cause(error: OSError) -> str:
+    # HDF5 wraps the system's words in a page of its own; errno survives in some versions, not in all.
+    return os.strerror(error.errno) if error.errno else str(error)

@@ -1,0 +1,169 @@
+"""Write and read the few AnnData elements we use, with h5py alone.
+
+On-disk format 0.1.0 of AnnData, element types that anndata 0.8 and later read:
+https://anndata.readthedocs.io/en/latest/fileformat-prose.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from stinfer.contract import AnyArray
+
+Scalar = str | bool | int | float
+
+
+def start_file(path: Path) -> h5py.File:
+    """Create a file with the root of an AnnData object and its empty mappings.
+
+    `libver` and creation order are left at the defaults, and no time stamps are stored, so that
+    the same content gives the same bytes.
+    """
+    file = h5py.File(path, "w", track_order=False)
+    _mark(file, "anndata", "0.1.0")
+    for name in ("layers", "obsm", "obsp", "uns", "varm", "varp"):
+        write_mapping(file, name, {})
+    return file
+
+
+def write_mapping(parent: h5py.Group, name: str, values: Mapping[str, Any]) -> h5py.Group:
+    """Write a (nested) dict of scalars, arrays, and lists of text."""
+    group = parent.create_group(name)
+    _mark(group, "dict", "0.1.0")
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            write_mapping(group, key, value)
+        elif isinstance(value, np.ndarray):
+            write_array(group, key, value)
+        elif isinstance(value, (str, bool, int, float)):
+            write_scalar(group, key, value)
+        else:
+            write_strings(group, key, value)
+    return group
+
+
+def write_scalar(parent: h5py.Group, name: str, value: Scalar) -> None:
+    """Write one text or number."""
+    if isinstance(value, str):
+        dataset = parent.create_dataset(name, data=value, dtype=h5py.string_dtype())
+        _mark(dataset, "string", "0.2.0")
+    else:
+        dataset = parent.create_dataset(name, data=value)
+        _mark(dataset, "numeric-scalar", "0.2.0")
+
+
+def write_array(parent: h5py.Group, name: str, values: AnyArray) -> None:
+    """Write a numeric or boolean array."""
+    _mark(parent.create_dataset(name, data=values), "array", "0.2.0")
+
+
+def write_strings(parent: h5py.Group, name: str, values: Sequence[str]) -> None:
+    """Write a list of texts."""
+    data = np.asarray(list(values), dtype=object)
+    _mark(parent.create_dataset(name, data=data, dtype=h5py.string_dtype()), "string-array", "0.2.0")
+
+
+def write_categories(parent: h5py.Group, name: str, values: Sequence[str]) -> None:
+    """Write a column of repeating texts; categories in sorted order."""
+    categories, codes = np.unique(np.asarray(list(values), dtype=str), return_inverse=True)
+    group = parent.create_group(name)
+    _mark(group, "categorical", "0.2.0")
+    group.attrs["ordered"] = False
+    write_strings(group, "categories", categories.tolist())
+    write_array(group, "codes", codes.astype(np.int32))
+
+
+def write_table(
+    file: h5py.File,
+    name: str,
+    index: Sequence[str],
+    columns: Mapping[str, AnyArray],
+    categories: Mapping[str, Sequence[str]] | None = None,
+) -> None:
+    """Write `obs` or `var`: an index of unique texts, numeric columns and categorical ones."""
+    group = file.create_group(name)
+    _mark(group, "dataframe", "0.2.0")
+    group.attrs["_index"] = "_index"
+    order = [*(categories or {}), *columns]
+    group.attrs.create("column-order", np.asarray(order, dtype=object), dtype=h5py.string_dtype())
+    write_strings(group, "_index", index)
+    for key, texts in (categories or {}).items():
+        write_categories(group, key, texts)
+    for key, values in columns.items():
+        write_array(group, key, values)
+
+
+def write_csr(
+    file: h5py.File, name: str, data: AnyArray, indices: AnyArray, indptr: AnyArray, shape: tuple[int, int]
+) -> None:
+    """Write a compressed sparse row matrix."""
+    group = file.create_group(name)
+    _mark(group, "csr_matrix", "0.1.0")
+    group.attrs["shape"] = np.asarray(shape, dtype=np.int64)
+    for key, values in (("data", data), ("indices", indices), ("indptr", indptr)):
+        group.create_dataset(key, data=values)
+
+
+def create_matrix(
+    file: h5py.File, name: str, shape: tuple[int, int], chunks: tuple[int, int]
+) -> h5py.Dataset:
+    """Create a dense float32 matrix to be filled chunk by chunk."""
+    # HDF5 refuses a chunk larger than the data and a chunk of no size.
+    fitted = tuple(max(min(c, s), 1) for c, s in zip(chunks, shape, strict=True))
+    dataset = file.create_dataset(name, shape=shape, dtype=np.float32, chunks=fitted)
+    _mark(dataset, "array", "0.2.0")
+    return dataset
+
+
+def read_array(group: h5py.Group, name: str) -> AnyArray:
+    """Read a whole array that lies in the file itself and is no larger than it.
+
+    A crafted file can point to other files, or declare terabytes that it does not hold.
+
+    Raises
+    ------
+    KeyError
+        There is no such array.
+    ValueError
+        It is linked, external or larger than the file.
+    """
+    dataset = group[name]
+    if not isinstance(group.get(name, getlink=True), h5py.HardLink) or dataset.external or dataset.is_virtual:
+        msg = f"{dataset.name} lies in another file"
+        raise ValueError(msg)
+    if dataset.nbytes > Path(group.file.filename).stat().st_size:
+        msg = f"{dataset.name} declares more bytes than the file holds"
+        raise ValueError(msg)
+    values: AnyArray = dataset[...]
+    return values
+
+
+def read_strings(dataset: h5py.Dataset) -> list[str]:
+    """Read a list of texts."""
+    return [str(text) for text in dataset.asstr()[...]]
+
+
+def read_categories(group: h5py.Group) -> list[str]:
+    """Read a categorical column back as texts."""
+    categories = read_strings(group["categories"])
+    return [categories[code] for code in group["codes"][...]]
+
+
+def read_scalars(group: h5py.Group) -> dict[str, Scalar]:
+    """Read the texts and numbers of a mapping, leaving out arrays and nested mappings."""
+    found: dict[str, Scalar] = {}
+    for key, item in group.items():
+        if isinstance(item, h5py.Dataset) and item.shape == ():
+            value = item[()]
+            found[key] = value.decode() if isinstance(value, bytes) else value.item()
+    return found
+
+
+def _mark(item: h5py.Group | h5py.Dataset, kind: str, version: str) -> None:
+    item.attrs["encoding-type"] = kind
+    item.attrs["encoding-version"] = version

@@ -1,0 +1,98 @@
+"""What `stinfer bank info` and `stinfer bank verify` say of a bank."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from stinfer.bank import Bank
+from stinfer.contract import I64
+from stinfer.embed import open_encoder
+from stinfer.errors import BankAlteredError
+from stinfer.neighbors import AnnoySearch, ExactSearch, annoy_installed, recall
+
+_N_RECALL_QUERIES = 200
+# What an index of the recorded parameters may lose against the recall it was recorded with.
+_RECALL_SLACK = 0.02
+
+
+def describe_bank(bank: Bank) -> str:
+    """Describe a bank in a few aligned lines."""
+    s = bank.settings
+    counts = Counter(zip(bank.patients, bank.sections, strict=True))
+    sections = ", ".join(f"{section} ({n})" for (_, section), n in sorted(counts.items()))
+    stored = len(bank.expression.data) / (bank.n_refs * len(bank.genes))
+    annoy = (
+        f"{s.annoy_trees} trees, search_k {s.annoy_search_k}, recall {s.annoy_recall:.3f} at k {s.k}"
+        if s.annoy_trees
+        else "none: search is exact"
+    )
+    lines = {
+        "bank": bank.path.name,
+        "data set": f"{s.dataset}, {len(set(bank.patients))} patients, {len(counts)} sections",
+        "references": f"{bank.n_refs} spots: {sections}",
+        "genes": f"{len(bank.genes)} ({s.gene_join} of the sections' genes), {stored:.0%} of values not zero",
+        "expression": "log1p of counts per 10,000",
+        "backbone": f"{s.backbone}, SHA-256 {s.model_sha256}",
+        "model": "inside the bank"
+        if "model" in bank.hashes
+        else f"left out: put {s.backbone}.onnx beside it",
+        "embedding": f"{bank.embedding.shape[1]} numbers ({s.pooling}), metric {s.metric}, {s.distance}",
+        "field of view": f"{s.fov_um:g} µm as {s.patch_px} px ({s.fov_um / s.patch_px:.3f} µm per pixel)",
+        "spots": f"{s.spot_diameter_um:g} µm wide, {s.pitch_um:g} µm apart",
+        "neighbors": f"k {s.k}, weighting {s.weighting}, softmax temperature {s.temperature:.4g}",
+        "annoy index": annoy,
+        "built with": s.software,
+    }
+    width = max(map(len, lines))
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in lines.items())
+
+
+def verify_bank(path: Path) -> Iterator[str]:
+    """Check everything that can be checked about a bank.
+
+    Yields
+    ------
+    what was found in order, a line each
+
+    Raises
+    ------
+    BankError, ModelError
+        What is wrong.
+    """
+    bank = Bank.open(path)
+    yield f"format, shapes and finiteness: {bank.n_refs} references x {len(bank.genes)} genes"
+    yield f"hashes of {', '.join(sorted(bank.hashes))}"
+    encoder = open_encoder(bank, device="cpu", threads=None)
+    yield f"model {encoder.card.backbone} loads and is the one that made the embeddings"
+    index = bank.annoy_index()
+    if index is None:
+        yield "no Annoy index: search is exact"
+    elif not annoy_installed():
+        yield "Annoy index not compared with the embeddings: annoy is not installed here"
+    else:
+        yield f"Annoy index holds the embeddings, recall {_check_index(bank, index):.3f}"
+
+
+def _check_index(bank: Bank, index: bytes) -> float:
+    """Compare the index with the embeddings; return its recall."""
+    s = bank.settings
+    annoy = AnnoySearch(index, bank.embedding, s.distance, s.annoy_search_k)
+    if not annoy.holds_references():
+        cause = "it was not built from the bank's embeddings"
+        raise BankAlteredError(bank.path, "Annoy index", cause)
+    queries = bank.embedding[recall_queries(bank.n_refs)]
+    truth = ExactSearch(bank.embedding, s.distance).query(queries, s.k)[1]
+    found = recall(annoy.query(queries, s.k)[1], truth)
+    if found < s.annoy_recall - _RECALL_SLACK:
+        cause = f"it finds {found:.3f} of the true neighbors, recorded is {s.annoy_recall:.3f}"
+        raise BankAlteredError(bank.path, "Annoy index", cause)
+    return found
+
+
+def recall_queries(n_refs: int) -> I64:
+    """Return which references serve as queries when recall is measured: at most 200, evenly spaced."""
+    return np.unique(np.linspace(0, n_refs - 1, _N_RECALL_QUERIES).astype(np.int64))

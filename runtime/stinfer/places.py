@@ -1,0 +1,95 @@
+"""Where on a slide to predict: at the spots of a file, or on a grid over the tissue."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stinfer.contract import F64, AnyArray
+from stinfer.errors import NoTissueError, SettingError
+from stinfer.geometry import extent_l0, grid_centers
+from stinfer.slide import Slide
+from stinfer.spots import read_spots
+from stinfer.tissue import find_tissue
+
+# A grid point is predicted where at least this part of its square is tissue.
+MIN_TISSUE_FRACTION = 0.5
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where to predict, and how to draw it.
+
+    Parameters
+    ----------
+    names : n unique texts
+    centers_l0 : (n, 2), level-0 px
+    mark_um : width of a spot's mark in pictures
+    square : whether the marks are squares that tile the tissue
+    columns : numbers to carry into `obs`, each (n,)
+    record : how the places were found
+    """
+
+    names: tuple[str, ...]
+    centers_l0: F64
+    mark_um: float
+    square: bool
+    columns: dict[str, AnyArray]
+    record: dict[str, Any]
+
+
+def places_from_file(slide: Slide, path: str | Path, spot_diameter_um: float) -> Places:
+    """Take the places of a spots file; see `stinfer.spots.read_spots` for forms and errors."""
+    spots = read_spots(path, slide.size_l0)
+    record = {
+        "source": spots.kind,
+        "file": Path(path).name,
+        "n_spots": len(spots.names),
+        "n_left_out_by_file": spots.n_unselected,
+    }
+    return Places(spots.names, spots.centers_l0, spot_diameter_um, square=False, columns={}, record=record)
+
+
+def places_on_grid(slide: Slide, pitch_um: float) -> Places:
+    """Lay a grid over the slide's tissue.
+
+    Raises
+    ------
+    NoTissueError
+        No point of the grid lies on tissue.
+    SettingError
+        The pitch is finer than the slide's pixels.
+    """
+    if pitch_um < max(slide.mpp):
+        what = f"--pitch-um {pitch_um:g} is finer than the slide's pixels of {max(slide.mpp):g} µm"
+        raise SettingError(what, "give a larger pitch")
+    tissue = find_tissue(slide)
+    centers = grid_centers(slide.size_l0, slide.mpp, pitch_um)
+    fraction = tissue.fraction(centers, extent_l0(pitch_um, slide.mpp))
+    kept = fraction >= MIN_TISSUE_FRACTION
+    if not kept.any():
+        area = tissue.area_mm2(slide.mpp)
+        detail = (
+            f"{area:.2g} mm² of coloured area, and no square of {pitch_um:g} µm is mostly covered"
+            if area
+            else f"nothing is more coloured than glass (threshold {tissue.threshold:.3f})"
+        )
+        raise NoTissueError(slide.path, detail)
+    centers = centers[kept]
+    # Row and column on the lattice name a place, so that it is called the same on every run.
+    steps = np.floor(centers * np.asarray(slide.mpp) / pitch_um).astype(np.int64)
+    record = {
+        "source": "grid over tissue",
+        "n_spots": len(centers),
+        "pitch_um": pitch_um,
+        "tissue_mm2": tissue.area_mm2(slide.mpp),
+        "tissue_chroma_threshold": tissue.threshold,
+        "minimum_tissue_fraction": MIN_TISSUE_FRACTION,
+    }
+    columns = {"array_row": steps[:, 1], "array_col": steps[:, 0], "tissue_fraction": fraction[kept]}
+    return Places(
+        tuple(f"{x}x{y}" for x, y in steps), centers, pitch_um, square=True, columns=columns, record=record
+    )

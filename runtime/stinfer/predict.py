@@ -1,0 +1,110 @@
+"""From neighbors to expression: weights, averages and confidence. Imports numpy alone."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from stinfer.contract import F32, I64, AnyArray
+
+Weighting = Literal["uniform", "inverse", "softmax"]
+
+
+def neighbor_weights(distances: F32, weighting: Weighting, temperature: float) -> F32:
+    """Turn distances into weights.
+
+    Parameters
+    ----------
+    distances : (n, k), not negative, ascending
+    weighting :
+        ``uniform``: all alike.
+        ``inverse``: 1 / d. Where some distances are 0, those neighbors share all the weight and the
+        others have none: the rule of scikit-learn's `KNeighborsRegressor(weights="distance")`.
+        ``softmax``: exp(-d / temperature).
+    temperature : in units of the distance, positive; used by ``softmax`` alone
+
+    Returns
+    -------
+    (n, k), rows sum to 1
+    """
+    exact = distances.astype(np.float64)
+    if weighting == "uniform":
+        weights = np.ones_like(exact)
+    elif weighting == "inverse":
+        at_zero = exact == 0
+        with np.errstate(divide="ignore"):
+            weights = np.where(at_zero.any(axis=1, keepdims=True), at_zero, 1.0 / exact)
+    else:
+        # Relative to the nearest, so that no row underflows to nothing.
+        weights = np.exp((exact.min(axis=1, keepdims=True) - exact) / temperature)
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True), dtype=np.float32)
+
+
+def expression_from_neighbors(weights: F32, indices: I64, expression: F32) -> F32:
+    """Average the neighbors' expression, nearer references weighing more.
+
+    Parameters
+    ----------
+    weights : (n_spots, k), rows sum to 1
+    indices : (n_spots, k), rows of `expression`
+    expression : (n_refs, n_genes), log1p CP10K
+
+    Returns
+    -------
+    (n_spots, n_genes), log1p CP10K, gene order of `expression`
+    """
+    averaged = np.empty((len(weights), expression.shape[1]), dtype=np.float32)
+    for i, row in enumerate(indices):
+        averaged[i] = weights[i] @ expression[row]
+    return averaged
+
+
+def log1p_cp10k(counts: AnyArray, totals: AnyArray) -> F32:
+    """Normalise counts for sequencing depth: log(1 + 10,000 count / total).
+
+    Parameters
+    ----------
+    counts : (n, ...), not negative
+    totals : (n,), counts of the whole spot over all its genes, positive
+
+    Returns
+    -------
+    same shape as `counts`
+    """
+    scale = 1e4 / np.asarray(totals, dtype=np.float64)
+    scaled = np.asarray(counts, dtype=np.float64) * scale.reshape(-1, *[1] * (np.ndim(counts) - 1))
+    return np.asarray(np.log1p(scaled), dtype=np.float32)
+
+
+def mean_distance(distances: F32, weights: F32) -> F32:
+    """Return the distance of the average neighbor, each as it weighs in the prediction.
+
+    Parameters
+    ----------
+    distances, weights : (n, k)
+
+    Returns
+    -------
+    (n,)
+    """
+    return np.asarray((distances.astype(np.float64) * weights).sum(axis=1), dtype=np.float32)
+
+
+def confidence_from_distance(distance: F32, quantiles: F32) -> F32:
+    """Say how usual a neighbor distance is among the bank's own held-out references.
+
+    Parameters
+    ----------
+    distance : (n,), as `mean_distance` gives it
+    quantiles : (m,), ascending quantiles 0 to 1 of the same for references predicted from the
+        other sections
+
+    Returns
+    -------
+    (n,), the share of held-out references that lie at least this far from their neighbors: 1 for a
+    query nearer than all of them, 0 for one farther than all
+    """
+    levels = np.linspace(0.0, 1.0, len(quantiles))
+    below = np.interp(distance, quantiles, levels, left=0.0, right=1.0)
+    return np.asarray(1.0 - below, dtype=np.float32)

@@ -1,0 +1,168 @@
+"""What a run writes: the `.h5ad` prediction and the CSV beside it.
+
+The layout is in `reference_bank/FORMAT.md`. Expression is computed and written block by block, so
+memory grows neither with the number of spots nor of genes.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stinfer import h5ad
+from stinfer.bank import Sparse
+from stinfer.contract import F32, F64, I64, U8, AnyArray
+from stinfer.files import written_beside
+from stinfer.predict import expression_from_neighbors
+
+# Values of the dense block of references x genes, and of spots x genes, held at once: 256 MB each.
+_BLOCK = 64_000_000
+_SPOTS_PER_BLOCK = 4096
+
+
+@dataclass(frozen=True)
+class Neighbors:
+    """What predicts each spot.
+
+    Parameters
+    ----------
+    indices : (n_spots, k), references
+    weights : (n_spots, k), rows sum to 1
+    """
+
+    indices: I64
+    weights: F32
+
+
+@dataclass(frozen=True)
+class SlideImage:
+    """A slide's thumbnails in the form scanpy and squidpy plot.
+
+    Parameters
+    ----------
+    name : key in ``uns/spatial``
+    hires, lowres : (height, width, 3) uint8 RGB
+    hires_scale, lowres_scale : thumbnail pixels per level-0 pixel
+    spot_diameter_l0 : level-0 px
+    """
+
+    name: str
+    hires: U8
+    lowres: U8
+    hires_scale: float
+    lowres_scale: float
+    spot_diameter_l0: float
+
+    def to_uns(self) -> dict[str, Any]:
+        """Return the image as the nested mapping of ``uns/spatial``."""
+        scalefactors = {
+            "spot_diameter_fullres": self.spot_diameter_l0,
+            "tissue_hires_scalef": self.hires_scale,
+            "tissue_lowres_scalef": self.lowres_scale,
+        }
+        images = {"hires": self.hires, "lowres": self.lowres}
+        return {self.name: {"images": images, "scalefactors": scalefactors, "metadata": {}}}
+
+
+@dataclass(frozen=True)
+class PredictionTable:
+    """All of a prediction but the expression itself.
+
+    Parameters
+    ----------
+    spots : n_spots unique names
+    spot_columns : numbers of `obs`, each (n_spots,)
+    spatial : (n_spots, 2), level-0 px
+    genes : n_genes symbols
+    gene_columns : numbers of `var`, each (n_genes,)
+    image : thumbnails
+    record : the run's record, a nested mapping of texts and numbers
+    """
+
+    spots: tuple[str, ...]
+    spot_columns: dict[str, AnyArray]
+    spatial: F64
+    genes: tuple[str, ...]
+    gene_columns: dict[str, AnyArray]
+    image: SlideImage
+    record: dict[str, Any]
+
+
+def iter_expression(
+    expression: Sparse, chosen: I64, neighbors: Neighbors
+) -> Iterator[tuple[slice, slice, F32]]:
+    """Predict block by block.
+
+    Parameters
+    ----------
+    expression : (n_refs, n_genes) of the bank
+    chosen : columns to predict
+    neighbors : of n_spots
+
+    Yields
+    ------
+    spots, genes : slices of the result that this block is
+    values : (n_block_spots, n_block_genes), log1p CP10K
+    """
+    n_refs = len(expression.indptr) - 1
+    step = max(min(_BLOCK // n_refs, _BLOCK // _SPOTS_PER_BLOCK), 1)
+    for start in range(0, len(chosen), step):
+        columns = chosen[start : start + step]
+        dense = expression.columns(columns)
+        for first in range(0, len(neighbors.indices), _SPOTS_PER_BLOCK):
+            part = slice(first, min(first + _SPOTS_PER_BLOCK, len(neighbors.indices)))
+            values = expression_from_neighbors(neighbors.weights[part], neighbors.indices[part], dense)
+            yield part, slice(start, start + len(columns)), values
+
+
+def write_prediction(
+    path: Path, table: PredictionTable, expression: Sparse, chosen: I64, neighbors: Neighbors
+) -> None:
+    """Write the prediction as an AnnData file, all or nothing.
+
+    Raises
+    ------
+    OutputWriteError
+        The disk is full, or the folder cannot be written.
+    """
+    shape = (len(table.spots), len(table.genes))
+    with written_beside(path) as partial, h5ad.start_file(partial) as file:
+        h5ad.write_table(file, "obs", table.spots, table.spot_columns)
+        h5ad.write_table(file, "var", table.genes, table.gene_columns)
+        h5ad.write_array(file["obsm"], "spatial", table.spatial)
+        h5ad.write_mapping(file["uns"], "spatial", table.image.to_uns())
+        h5ad.write_mapping(file["uns"], "stinfer", table.record)
+        matrix = h5ad.create_matrix(file, "X", shape, chunks=(256, 256))
+        for spots, genes, values in iter_expression(expression, chosen, neighbors):
+            matrix[spots, genes] = values
+
+
+def write_csv(
+    path: Path, table: PredictionTable, expression: Sparse, chosen: I64, neighbors: Neighbors
+) -> None:
+    """Write spots x genes as text: id, x and y in level-0 px, the spot's numbers, then the genes.
+
+    Raises
+    ------
+    OutputWriteError
+        The disk is full, or the folder cannot be written.
+    """
+    dense = expression.columns(chosen)
+    with written_beside(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["id", "x", "y", *table.spot_columns, *table.genes])
+        for i, name in enumerate(table.spots):
+            row = slice(i, i + 1)
+            values = expression_from_neighbors(neighbors.weights[row], neighbors.indices[row], dense)[0]
+            place = [f"{coordinate:.2f}" for coordinate in table.spatial[i]]
+            numbers = [_text(column[i]) for column in table.spot_columns.values()]
+            writer.writerow([name, *place, *numbers, *(f"{value:.5g}" for value in values)])
+
+
+def _text(value: Any) -> str:
+    return str(int(value)) if isinstance(value, (np.bool_, np.integer)) else f"{value:.5g}"

@@ -1,0 +1,290 @@
+"""Slides behind one small interface: OpenSlide for pyramids, Pillow for flat images.
+
+Whatever the file, coordinates are level-0 pixels, and a read gives RGB at the wanted size: from
+the pyramid level nearest above the wanted resolution, resampled with an antialiasing filter. What
+lies beyond the image, or is transparent, is white, like glass.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+import numpy as np
+import openslide
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from stinfer.contract import MPP_MAX_UM, MPP_MIN_UM, U8
+from stinfer.errors import (
+    ScaleImpossibleError,
+    ScaleUnknownError,
+    SlideError,
+    SlideNotFoundError,
+    SlideTooLargeError,
+    SlideUnreadableError,
+)
+
+FLAT_LIMIT_PX = 500_000_000
+_UM_PER_INCH = 25_400.0
+# Pillow's bilinear filter widens with the reduction: a triangle over two output pixels. Unlike a
+# box it has no jumps as the phase between source and output pixels changes.
+_FILTER = Image.Resampling.BILINEAR
+_FILTER_SUPPORT = 1.0
+
+
+class _Source(Protocol):
+    """Pixels of one file, level by level."""
+
+    downsamples: tuple[float, ...]
+    level_sizes: tuple[tuple[int, int], ...]
+
+    def read_level(self, level: int, x: int, y: int, width: int, height: int) -> Image.Image:
+        """Read RGB pixels of a level; the box lies inside the level."""
+
+    def close(self) -> None:
+        """Close the file."""
+
+
+class _OpenSlideSource:
+    """A pyramid that OpenSlide reads."""
+
+    def __init__(self, path: Path, handle: openslide.OpenSlide) -> None:
+        self._path = path
+        self._handle = handle
+        self.downsamples = tuple(float(d) for d in handle.level_downsamples)
+        self.level_sizes = tuple((int(w), int(h)) for w, h in handle.level_dimensions)
+        color = handle.properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "ffffff")
+        self._background = "#" + color
+
+    def read_level(self, level: int, x: int, y: int, width: int, height: int) -> Image.Image:
+        scale = self.downsamples[level]
+        try:
+            rgba = self._handle.read_region((round(x * scale), round(y * scale)), level, (width, height))
+        except openslide.OpenSlideError as error:
+            raise SlideUnreadableError(self._path, str(error)) from error
+        rgb = Image.new("RGB", rgba.size, self._background)
+        rgb.paste(rgba, mask=rgba.getchannel("A"))
+        return rgb
+
+    def close(self) -> None:
+        self._handle.close()
+
+
+class _FlatSource:
+    """An image that is decoded whole."""
+
+    def __init__(self, pixels: U8) -> None:
+        self._pixels = pixels
+        self.downsamples: tuple[float, ...] = (1.0,)
+        self.level_sizes: tuple[tuple[int, int], ...] = ((pixels.shape[1], pixels.shape[0]),)
+
+    def read_level(self, level: int, x: int, y: int, width: int, height: int) -> Image.Image:
+        del level  # there is one
+        return Image.fromarray(np.ascontiguousarray(self._pixels[y : y + height, x : x + width]))
+
+    def close(self) -> None:
+        self._pixels = np.zeros((0, 0, 3), dtype=np.uint8)
+
+
+class Slide:
+    """An open slide.
+
+    Parameters
+    ----------
+    path : the file
+    source : its pixels
+    mpp : µm per level-0 pixel, x and y
+    mpp_source : where the scale comes from, for the record
+
+    Attributes
+    ----------
+    size_l0 : tuple of int
+        Width and height in level-0 pixels.
+    """
+
+    def __init__(self, path: Path, source: _Source, mpp: tuple[float, float], mpp_source: str) -> None:
+        self.path = path
+        self.mpp = mpp
+        self.mpp_source = mpp_source
+        self.size_l0 = source.level_sizes[0]
+        self._source = source
+
+    def __enter__(self) -> Slide:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._source.close()
+
+    def read(
+        self, corner_l0: tuple[float, float], extent: tuple[float, float], size_px: tuple[int, int]
+    ) -> U8:
+        """Read a box, resampled to a given size.
+
+        Parameters
+        ----------
+        corner_l0 : x and y of the box's upper left corner, may lie outside the image
+        extent : width and height of the box, level-0 px
+        size_px : width and height of the result
+
+        Returns
+        -------
+        (size_px[1], size_px[0], 3) uint8 RGB; white where the box leaves the image
+
+        Raises
+        ------
+        SlideUnreadableError
+            The file is damaged there.
+        """
+        step = min(extent[0] / size_px[0], extent[1] / size_px[1])
+        level = 0
+        for candidate, downsample in enumerate(self._source.downsamples):
+            # A level a hair coarser than wanted counts as equal: downsamples are quotients of rounded sizes.
+            if downsample <= step * 1.01:
+                level = candidate
+        scale = self._source.downsamples[level]
+        left, right = _span(corner_l0[0] / scale, extent[0] / scale, size_px[0])
+        top, bottom = _span(corner_l0[1] / scale, extent[1] / scale, size_px[1])
+        width, height = self._source.level_sizes[level]
+        x0, x1 = max(left, 0), min(right, width)
+        y0, y1 = max(top, 0), min(bottom, height)
+        if x0 >= x1 or y0 >= y1:
+            return np.full((size_px[1], size_px[0], 3), 255, dtype=np.uint8)
+        region = self._source.read_level(level, x0, y0, x1 - x0, y1 - y0)
+        if (x0, y0, x1, y1) != (left, top, right, bottom):
+            canvas = Image.new("RGB", (right - left, bottom - top), "#ffffff")
+            canvas.paste(region, (x0 - left, y0 - top))
+            region = canvas
+        box_left, box_top = corner_l0[0] / scale - left, corner_l0[1] / scale - top
+        box = (box_left, box_top, box_left + extent[0] / scale, box_top + extent[1] / scale)
+        return np.asarray(region.resize(size_px, _FILTER, box=box), dtype=np.uint8)
+
+    def thumbnail(self, longest_px: int) -> U8:
+        """Read the whole slide with its longer side at most `longest_px`.
+
+        Returns
+        -------
+        (height, width, 3) uint8 RGB
+        """
+        width, height = self.size_l0
+        factor = max(max(width, height) / longest_px, 1.0)
+        size_px = (max(round(width / factor), 1), max(round(height / factor), 1))
+        return self.read((0.0, 0.0), (float(width), float(height)), size_px)
+
+
+def _span(start: float, length: float, n_px: int) -> tuple[int, int]:
+    """Whole level pixels that the resampling of [start, start + length) to `n_px` touches."""
+    margin = math.ceil(_FILTER_SUPPORT * max(length / n_px, 1.0)) + 1
+    return math.floor(start) - margin, math.ceil(start + length) + margin
+
+
+def open_slide(path: str | Path, mpp: float | None = None) -> Slide:
+    """Open a slide and settle its scale.
+
+    Parameters
+    ----------
+    path : anything OpenSlide reads, or a JPEG, PNG or TIFF image
+    mpp : µm per level-0 pixel; overrides what the file says
+
+    Raises
+    ------
+    SlideNotFoundError, SlideUnreadableError, SlideTooLargeError
+        The file cannot be opened.
+    ScaleUnknownError, ScaleImpossibleError
+        Neither the file nor `mpp` gives a scale of 0.05 to 20 µm per pixel.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise SlideNotFoundError(path)
+    if mpp is not None:
+        check_mpp("--mpp", (mpp, mpp))
+    source, found, said_by = _open_source(path)
+    try:
+        if mpp is not None:
+            return Slide(path, source, (mpp, mpp), "given by the user")
+        if found is None:
+            raise ScaleUnknownError(path)
+        check_mpp(f"{said_by} of slide {path}", found)
+    except SlideError:
+        source.close()
+        raise
+    return Slide(path, source, found, said_by)
+
+
+def check_mpp(said_by: str, mpp: tuple[float, float]) -> None:
+    """Refuse a scale that no slide scan has.
+
+    Raises
+    ------
+    ScaleImpossibleError
+        A value is outside 0.05 to 20 µm per pixel, or no number.
+    """
+    if not all(MPP_MIN_UM <= value <= MPP_MAX_UM for value in mpp):
+        raise ScaleImpossibleError(said_by, mpp, MPP_MIN_UM, MPP_MAX_UM)
+
+
+def _open_source(path: Path) -> tuple[_Source, tuple[float, float] | None, str]:
+    """Open with OpenSlide, else with Pillow; return pixels, scale and who said it."""
+    refusal: Exception
+    try:
+        handle = openslide.OpenSlide(path)
+    except openslide.OpenSlideUnsupportedFormatError as error:
+        refusal = error
+    except openslide.OpenSlideError as error:
+        raise SlideUnreadableError(path, str(error)) from error
+    else:
+        scale = _number(handle.properties.get(openslide.PROPERTY_NAME_MPP_X))
+        scale_y = _number(handle.properties.get(openslide.PROPERTY_NAME_MPP_Y))
+        found = None if scale is None or scale_y is None else (scale, scale_y)
+        return _OpenSlideSource(path, handle), found, "the slide's own metadata"
+    if path.is_dir():
+        raise SlideUnreadableError(path, "it is a folder that holds no slide OpenSlide knows") from refusal
+    pixels, found = _read_flat(path)
+    return _FlatSource(pixels), found, "the resolution tag"
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return None
+
+
+def _read_flat(path: Path) -> tuple[U8, tuple[float, float] | None]:
+    """Decode a flat image; return its pixels and, where it has a resolution tag, its scale."""
+    limit = Image.MAX_IMAGE_PIXELS
+    try:
+        # Pillow's own limit is below an ordinary section's photograph; ours is checked before decoding.
+        Image.MAX_IMAGE_PIXELS = None
+        with Image.open(path) as image:
+            if image.width * image.height > FLAT_LIMIT_PX:
+                raise SlideTooLargeError(path, image.width, image.height, FLAT_LIMIT_PX)
+            if image.mode not in ("RGB", "RGBA", "P", "CMYK", "YCbCr"):
+                cause = f"it has pixels of kind {image.mode!r}; H&E needs 8-bit colour"
+                raise SlideUnreadableError(path, cause)
+            dpi = image.info.get("dpi")
+            upright = ImageOps.exif_transpose(image)
+            turned = upright.size != image.size
+            if upright.mode == "RGBA" or "transparency" in upright.info:
+                upright = upright.convert("RGBA")
+                flat = Image.new("RGB", upright.size, "#ffffff")
+                flat.paste(upright, mask=upright.getchannel("A"))
+            else:
+                flat = upright.convert("RGB")
+            pixels = np.asarray(flat, dtype=np.uint8)
+    except UnidentifiedImageError as error:
+        raise SlideUnreadableError(path, "it is no image that OpenSlide or Pillow knows") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        # What Pillow raises for damaged data depends on the format.
+        if isinstance(error, SlideError):
+            raise
+        raise SlideUnreadableError(path, str(error)) from error
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+    if dpi is None or not all(float(d) > 0 for d in dpi):
+        return pixels, None
+    x, y = (_UM_PER_INCH / float(d) for d in dpi)
+    return pixels, (y, x) if turned else (x, y)
