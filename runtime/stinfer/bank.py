@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -172,30 +171,18 @@ class Bank:
         return np.unique(np.asarray(self.sections), return_inverse=True)[1].astype(np.int64)
 
 
-def hash_parts(
-    settings: BankSettings,
-    genes: tuple[str, ...],
-    gene_columns: dict[str, AnyArray],
-    spots: tuple[str, ...],
-    sections: tuple[str, ...],
-    patients: tuple[str, ...],
-    spot_columns: dict[str, AnyArray],
-    spatial: F64,
-    expression: Sparse,
-    embedding: F32,
-    metric: AffineMetric,
-    distance_quantiles: F32,
-) -> dict[str, str]:
+def hash_parts(bank: Bank) -> dict[str, str]:
     """Hash every part of a bank but its blobs; keys are `PARTS`."""
-    texts = [list(spots), list(sections), list(patients)]
+    texts = [list(bank.spots), list(bank.sections), list(bank.patients)]
+    sparse = bank.expression
     return {
-        "settings": hash_json(settings.to_scalars()),
-        "genes": hash_json([list(genes), _hash_columns(gene_columns)]),
-        "spots": hash_json([texts, _hash_columns(spot_columns), hash_arrays(spatial)]),
-        "expression": hash_arrays(expression.data, expression.indices, expression.indptr),
-        "embedding": hash_arrays(embedding),
-        "metric": hash_arrays(metric.mean, metric.components),
-        "calibration": hash_arrays(distance_quantiles),
+        "settings": hash_json(bank.settings.to_scalars()),
+        "genes": hash_json([list(bank.genes), _hash_columns(bank.gene_columns)]),
+        "spots": hash_json([texts, _hash_columns(bank.spot_columns), hash_arrays(bank.spatial)]),
+        "expression": hash_arrays(sparse.data, sparse.indices, sparse.indptr),
+        "embedding": hash_arrays(bank.embedding),
+        "metric": hash_arrays(bank.metric.mean, bank.metric.components),
+        "calibration": hash_arrays(bank.distance_quantiles),
     }
 
 
@@ -215,35 +202,34 @@ def _check_version(path: Path, file: h5py.File) -> None:
 def _read(path: Path, file: h5py.File) -> Bank:
     uns = file["uns/stinfer"]
     var, obs, x = file["var"], file["obs"], file["X"]
-    contents: dict[str, Any] = {
-        "settings": BankSettings.from_scalars(h5ad.read_scalars(uns)),
-        "genes": tuple(h5ad.read_strings(var["_index"])),
-        "gene_columns": {name: h5ad.read_array(var, name) for name in var.attrs["column-order"]},
-        "spots": tuple(h5ad.read_strings(obs["_index"])),
-        "sections": tuple(h5ad.read_categories(obs["section"])),
-        "patients": tuple(h5ad.read_categories(obs["patient"])),
-        "spot_columns": {
-            name: h5ad.read_array(obs, name)
-            for name in obs.attrs["column-order"]
-            if name not in ("section", "patient")
+    sparse = Sparse(
+        h5ad.read_array(x, "data"),
+        h5ad.read_array(x, "indices"),
+        h5ad.read_array(x, "indptr"),
+        int(x.attrs["shape"][1]),
+    )
+    texts = ("section", "patient")
+    bank = Bank(
+        path=path,
+        settings=BankSettings.from_scalars(h5ad.read_scalars(uns)),
+        genes=tuple(h5ad.read_strings(var["_index"])),
+        gene_columns={name: h5ad.read_array(var, name) for name in var.attrs["column-order"]},
+        spots=tuple(h5ad.read_strings(obs["_index"])),
+        sections=tuple(h5ad.read_categories(obs["section"])),
+        patients=tuple(h5ad.read_categories(obs["patient"])),
+        spot_columns={
+            name: h5ad.read_array(obs, name) for name in obs.attrs["column-order"] if name not in texts
         },
-        "spatial": h5ad.read_array(file["obsm"], "spatial"),
-        "expression": Sparse(
-            h5ad.read_array(x, "data"),
-            h5ad.read_array(x, "indices"),
-            h5ad.read_array(x, "indptr"),
-            int(x.attrs["shape"][1]),
-        ),
-        "embedding": h5ad.read_array(file["obsm"], "embedding"),
-        "metric": AffineMetric(
-            h5ad.read_array(uns, "metric_mean"), h5ad.read_array(uns, "metric_components")
-        ),
-        "distance_quantiles": h5ad.read_array(uns, "distance_quantiles"),
-    }
-    hashes = {key: str(value) for key, value in h5ad.read_scalars(uns["hashes"]).items()}
-    for part, found in hash_parts(**contents).items():
-        _compare(path, part, hashes.get(part, "none"), found)
-    return Bank(path=path, hashes=hashes, **contents)
+        spatial=h5ad.read_array(file["obsm"], "spatial"),
+        expression=sparse,
+        embedding=h5ad.read_array(file["obsm"], "embedding"),
+        metric=AffineMetric(h5ad.read_array(uns, "metric_mean"), h5ad.read_array(uns, "metric_components")),
+        distance_quantiles=h5ad.read_array(uns, "distance_quantiles"),
+        hashes={key: str(value) for key, value in h5ad.read_scalars(uns["hashes"]).items()},
+    )
+    for part, found in hash_parts(bank).items():
+        _compare(path, part, bank.hashes.get(part, "none"), found)
+    return bank
 
 
 def _check_shapes(bank: Bank) -> None:

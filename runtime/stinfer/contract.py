@@ -114,6 +114,8 @@ class BankSettings:
     k : neighbors to average
     weighting : ``uniform``, ``inverse`` or ``softmax``
     temperature : of the softmax, in units of the distance
+    cross_validation : what the per-gene accuracy and the distance quantiles were measured by:
+        ``leave-one-section-out``, or ``leave-one-spot-out`` in a bank of one section
     annoy_search_k : nodes Annoy inspects per query; 0 where the bank has no index
     annoy_trees : trees of the index; 0 where there is none
     annoy_seed : seed of the index
@@ -136,6 +138,7 @@ class BankSettings:
     k: int
     weighting: Literal["uniform", "inverse", "softmax"]
     temperature: float
+    cross_validation: str
     annoy_search_k: int
     annoy_trees: int
     annoy_seed: int

@@ -10,6 +10,8 @@ import numpy as np
 
 from stinfer.contract import F64
 
+_ROUNDING = 1e-9
+
 
 def extent_l0(side_um: float, mpp: tuple[float, float]) -> tuple[float, float]:
     """Return the width and height, in level-0 pixels, of a square of `side_um`."""
@@ -75,4 +77,6 @@ def outside_fraction(centers_l0: F64, extent: tuple[float, float], size_l0: tupl
     size = np.asarray(size_l0, dtype=np.float64)
     inside = np.minimum(centers_l0 + half, size) - np.maximum(centers_l0 - half, 0.0)
     share = np.clip(inside, 0.0, None) / (2 * half)
-    return np.asarray(1.0 - share[:, 0] * share[:, 1], dtype=np.float64)
+    outside = 1.0 - share[:, 0] * share[:, 1]
+    # A patch wholly on the image comes out as a rounding error, not as 0.
+    return np.where(outside < _ROUNDING, 0.0, outside)

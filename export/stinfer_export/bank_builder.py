@@ -1,0 +1,344 @@
+"""From measured sections to a bank: embed, normalise, fit the metric, calibrate, index.
+
+References are embedded by the runtime's own code and ONNX file, as a query will be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from stinfer.bank import Bank, Sparse
+from stinfer.contract import F32, F64, I64, AnyArray, BankSettings
+from stinfer.embed import iter_embeddings
+from stinfer.encoder import Device, Encoder
+from stinfer.errors import SettingError
+from stinfer.files import refuse_existing
+from stinfer.geometry import extent_l0, outside_fraction
+from stinfer.metric import identity_metric, standardizing_metric
+from stinfer.neighbors import Distance, annoy_installed
+from stinfer.predict import Weighting, log1p_cp10k
+from stinfer.record import Notices, software_versions
+from stinfer.slide import open_slide
+from stinfer_export import annoy_index
+from stinfer_export.bank_writer import write_bank
+from stinfer_export.calibration import calibrate
+from stinfer_export.datasets.section import Section
+
+GeneJoin = Literal["union", "intersection"]
+MetricKind = Literal["none", "standardize"]
+Progress = Callable[[int, int], None]
+
+# On her2st C2 to C5 the best of 50, 75 and 100 with every weighting; see the README.
+DEFAULT_K = 100
+# Of few references fewer are averaged, or every prediction would be near the mean of all.
+DEFAULT_K_SHARE = 5
+DEFAULT_MAX_OUTSIDE = 0.25
+
+
+@dataclass(frozen=True)
+class BankPlan:
+    """How to make a bank.
+
+    Parameters
+    ----------
+    dataset : name of the data set
+    pitch_um, spot_diameter_um : of its platform
+    fov_um : side of the square around each spot that is embedded
+    gene_join : keep the genes of any section (one that a section does not list counts 0 there), or
+        only those of every section
+    max_outside : drop a spot if more than this part of its patch is not on the image, 0 to 1
+    metric : ``standardize`` gives every component of the embedding the same spread
+    distance, k, weighting : how the runtime averages; k None is 100, or a fifth of
+        the references where that is fewer
+    include_model : write the ONNX file into the bank
+    """
+
+    dataset: str
+    pitch_um: float
+    spot_diameter_um: float
+    fov_um: float
+    gene_join: GeneJoin = "union"
+    max_outside: float = DEFAULT_MAX_OUTSIDE
+    metric: MetricKind = "standardize"
+    distance: Distance = "cosine"
+    k: int | None = None
+    weighting: Weighting = "softmax"
+    include_model: bool = True
+
+
+@dataclass(frozen=True)
+class BankSummary:
+    """What was built.
+
+    Parameters
+    ----------
+    path : the bank
+    n_refs, n_genes : its size
+    notices : what was dropped, filled in or left out
+    """
+
+    path: Path
+    n_refs: int
+    n_genes: int
+    notices: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One section, embedded; counts are kept sparse, since all sections are held at once."""
+
+    name: str
+    patient: str
+    spots: tuple[str, ...]
+    centers_l0: F64
+    array: F64
+    genes: tuple[str, ...]
+    expression: Sparse
+    totals: F64
+    embeddings: F32
+    source: dict[str, Any]
+
+
+def build_bank(
+    sections: Iterable[Section],
+    plan: BankPlan,
+    model_path: Path,
+    out: Path,
+    *,
+    device: Device = "auto",
+    threads: int | None = None,
+    batch_size: int = 32,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> BankSummary:
+    """Build a bank and write it.
+
+    Parameters
+    ----------
+    sections : measured sections, one after the other
+    plan : how to make it
+    model_path : ONNX file of the backbone
+    out : the bank to write
+    device, threads, batch_size : as for prediction
+    overwrite : replace an existing bank
+    progress : called with the patches of a section that are done, and their number
+
+    Raises
+    ------
+    StInferError
+        Of the slides, the model, the settings or the output; nothing is left half-written.
+    """
+    refuse_existing(out, overwrite)
+    notices = Notices()
+    try:
+        model = model_path.read_bytes()
+    except OSError as error:
+        what = f"model {model_path} cannot be read: {error.strerror}"
+        raise SettingError(what, "write one with stinfer-export backbone NAME") from error
+    encoder = Encoder(model, str(model_path), device=device, threads=threads)
+    if encoder.fallback:
+        notices.add(f"running on the CPU: {encoder.fallback}")
+    parts = [_encode(section, plan, encoder, batch_size, notices, progress) for section in sections]
+    parts = [part for part in parts if part.spots]
+    if not parts:
+        what = "no section has a spot that can be used"
+        raise SettingError(what, "allow more of a patch to lie outside with --max-outside")
+    genes = _join_genes(parts, plan.gene_join, notices)
+    expression = _stack(parts, genes)
+    raw = np.concatenate([part.embeddings for part in parts])
+    metric = standardizing_metric(raw) if plan.metric == "standardize" else identity_metric(raw.shape[1])
+    embedding = metric.apply(raw)
+    k = _choose_k(plan.k, len(embedding), notices)
+    codes = np.repeat(np.arange(len(parts)), [len(part.spots) for part in parts])
+    calibration = calibrate(embedding, codes, expression, plan.distance, k, plan.weighting)
+    index = None
+    if annoy_installed():
+        index = annoy_index.build_index(embedding, plan.distance, k)
+    else:
+        notices.add("annoy is not installed: the bank has no index, and search in it is exact")
+    versions = software_versions().items()
+    bank = Bank(
+        path=out,
+        settings=BankSettings(
+            dataset=plan.dataset,
+            backbone=encoder.card.backbone,
+            model_sha256=encoder.sha256,
+            pooling="patch",
+            fov_um=plan.fov_um,
+            patch_px=encoder.card.input_size_px,
+            pitch_um=plan.pitch_um,
+            spot_diameter_um=plan.spot_diameter_um,
+            normalization="log1p_cp10k",
+            gene_join=plan.gene_join,
+            metric=plan.metric,
+            distance=plan.distance,
+            k=k,
+            weighting=plan.weighting,
+            temperature=calibration.temperature,
+            cross_validation=calibration.scheme,
+            annoy_search_k=index.search_k if index else 0,
+            annoy_trees=annoy_index.N_TREES if index else 0,
+            annoy_seed=annoy_index.SEED,
+            annoy_recall=index.recall if index else 0.0,
+            software=", ".join(f"{name} {version}" for name, version in versions),
+        ),
+        genes=genes,
+        gene_columns={
+            "cv_pearson": calibration.gene_pearson,
+            "cv_pearson_sd": calibration.gene_pearson_sd,
+            **_gene_presence(parts, genes, expression),
+        },
+        spots=tuple(f"{part.name}_{spot}" for part in parts for spot in part.spots),
+        sections=tuple(part.name for part in parts for _ in part.spots),
+        patients=tuple(part.patient for part in parts for _ in part.spots),
+        spot_columns={
+            "array_row": np.concatenate([part.array[:, 1] for part in parts]),
+            "array_col": np.concatenate([part.array[:, 0] for part in parts]),
+            "total_counts": np.concatenate([part.totals for part in parts]),
+        },
+        spatial=np.concatenate([part.centers_l0 for part in parts]),
+        expression=expression,
+        embedding=embedding,
+        metric=metric,
+        distance_quantiles=calibration.distance_quantiles,
+        hashes={},
+    )
+    write_bank(
+        bank,
+        model=model if plan.include_model else None,
+        annoy=index.data if index else None,
+        sources={part.name: part.source for part in parts},
+        notices=notices.texts,
+    )
+    return BankSummary(out, len(embedding), len(genes), tuple(notices.texts))
+
+
+def _encode(
+    section: Section,
+    plan: BankPlan,
+    encoder: Encoder,
+    batch_size: int,
+    notices: Notices,
+    progress: Progress | None,
+) -> _Part:
+    """Drop the spots that cannot be used, embed the others and normalise their counts."""
+    patch_px = encoder.card.input_size_px
+    with open_slide(section.image_path, section.mpp) as slide:
+        extent = extent_l0(plan.fov_um, slide.mpp)
+        outside = outside_fraction(section.centers_l0, extent, slide.size_l0)
+        totals = section.counts.sum(axis=1).astype(np.float64)
+        kept = np.flatnonzero((outside <= plan.max_outside) & (totals > 0))
+        _notice_drops(section, plan, outside, totals, kept, notices)
+        embeddings = np.empty((len(kept), encoder.card.dim), dtype=np.float32)
+        done = 0
+        centers = section.centers_l0[kept]
+        for batch in iter_embeddings(slide, centers, encoder, plan.fov_um, patch_px, batch_size):
+            embeddings[done : done + len(batch)] = batch
+            done += len(batch)
+            if progress is not None:
+                progress(done, len(kept))
+    return _Part(
+        name=section.name,
+        patient=section.patient,
+        spots=tuple(section.spots[i] for i in kept),
+        centers_l0=centers,
+        array=section.array[kept],
+        genes=section.genes,
+        expression=_to_sparse(log1p_cp10k(section.counts[kept], totals[kept])),
+        totals=totals[kept],
+        embeddings=embeddings,
+        source={"image": section.image_path.name, "mpp_um": section.mpp, "n_spots": len(kept)},
+    )
+
+
+def _notice_drops(
+    section: Section, plan: BankPlan, outside: F64, totals: F64, kept: I64, notices: Notices
+) -> None:
+    lost = {
+        "have a place but no counts": section.n_places_only,
+        "have counts but no place": section.n_counts_only,
+        "have no counts above 0": int((totals == 0).sum()),
+        f"have more than {plan.max_outside:.0%} of their patch outside the image": int(
+            (outside > plan.max_outside).sum()
+        ),
+    }
+    for cause, n_lost in lost.items():
+        if n_lost:
+            notices.add(f"section {section.name}: {n_lost} spots {cause}; dropped")
+    n_padded = int((outside[kept] > 0).sum())
+    if n_padded:
+        notices.add(
+            f"section {section.name}: the patches of {n_padded} spots reach beyond the image; "
+            "filled up with white"
+        )
+
+
+def _join_genes(parts: Sequence[_Part], join: GeneJoin, notices: Notices) -> tuple[str, ...]:
+    """Return the bank's genes in alphabetical order, and say what the join did."""
+    sets = [set(part.genes) for part in parts]
+    union, shared = set.union(*sets), set.intersection(*sets)
+    n_partial = len(union) - len(shared)
+    if n_partial and join == "union":
+        notices.add(
+            f"union of the sections' genes: {len(union)}, of which {n_partial} are not listed in every "
+            "section and count 0 where they are not"
+        )
+    elif n_partial:
+        notices.add(
+            f"intersection of the sections' genes: {len(shared)}; {n_partial} genes that are not listed "
+            "in every section are left out"
+        )
+    if not shared and join == "intersection":
+        what = "the sections have no gene in common"
+        raise SettingError(what, "use --gene-join union, or check that the sections belong together")
+    return tuple(sorted(union if join == "union" else shared))
+
+
+def _to_sparse(dense: F32) -> Sparse:
+    rows, columns = np.nonzero(dense)
+    indptr = np.searchsorted(rows, np.arange(len(dense) + 1)).astype(np.int64)
+    return Sparse(dense[rows, columns], columns.astype(np.int32), indptr, dense.shape[1])
+
+
+def _stack(parts: Sequence[_Part], genes: Sequence[str]) -> Sparse:
+    """Put the sections below each other, in the bank's gene order; columns ascend in every row."""
+    column_of = {gene: i for i, gene in enumerate(genes)}
+    data, indices, lengths = [], [], []
+    for part in parts:
+        renamed = np.asarray([column_of.get(gene, -1) for gene in part.genes], dtype=np.int64)
+        columns = renamed[part.expression.indices]
+        rows = np.repeat(np.arange(len(part.spots)), np.diff(part.expression.indptr))
+        order = np.lexsort((columns, rows))
+        order = order[columns[order] >= 0]
+        data.append(part.expression.data[order])
+        indices.append(columns[order].astype(np.int32))
+        lengths.append(np.bincount(rows[order], minlength=len(part.spots)))
+    indptr = np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64)
+    return Sparse(np.concatenate(data), np.concatenate(indices), indptr, len(genes))
+
+
+def _gene_presence(parts: Sequence[_Part], genes: Sequence[str], expression: Sparse) -> dict[str, AnyArray]:
+    """Say in how many sections a gene is listed, and in what part of the spots it is detected."""
+    listed = [set(part.genes) for part in parts]
+    detected = np.bincount(expression.indices, minlength=len(genes)) / (len(expression.indptr) - 1)
+    return {
+        "detected_fraction": detected.astype(np.float32),
+        "n_sections": np.asarray([sum(gene in one for one in listed) for gene in genes], dtype=np.int32),
+    }
+
+
+def _choose_k(asked: int | None, n_refs: int, notices: Notices) -> int:
+    if asked is not None and asked > n_refs:
+        what = f"--k {asked} is larger than the bank's {n_refs} references"
+        raise SettingError(what, "give a smaller one")
+    if asked is not None:
+        return asked
+    k = min(DEFAULT_K, max(n_refs // DEFAULT_K_SHARE, 1))
+    if k < DEFAULT_K:
+        notices.add(f"k is {k}, not {DEFAULT_K}: a {DEFAULT_K_SHARE}th of the {n_refs} references")
+    return k

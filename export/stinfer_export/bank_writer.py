@@ -1,0 +1,54 @@
+"""Write a bank: `reference_bank/FORMAT.md` in code."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from stinfer import h5ad
+from stinfer.bank import Bank, hash_parts
+from stinfer.files import written_beside
+
+
+def write_bank(
+    bank: Bank, *, model: bytes | None, annoy: bytes | None, sources: Mapping[str, Any], notices: list[str]
+) -> None:
+    """Write a bank to its path, all or nothing.
+
+    Parameters
+    ----------
+    bank : its content; `hashes` are computed here
+    model : bytes of the ONNX file, or None to leave it out
+    annoy : bytes of the Annoy index, or None where there is none
+    sources : for each section, what it was read from
+    notices : what was dropped, filled in or left out
+
+    Raises
+    ------
+    OutputWriteError
+        The disk is full, or the folder cannot be written.
+    """
+    blobs = {name: data for name, data in (("model", model), ("annoy", annoy)) if data is not None}
+    hashes = hash_parts(bank) | {name: hashlib.sha256(data).hexdigest() for name, data in blobs.items()}
+    sparse = bank.expression
+    uns: dict[str, Any] = {
+        **bank.settings.to_scalars(),
+        "metric_mean": bank.metric.mean,
+        "metric_components": bank.metric.components,
+        "distance_quantiles": bank.distance_quantiles,
+        "sources": sources,
+        "notices": notices,
+        "hashes": hashes,
+        **{name: np.frombuffer(data, dtype=np.uint8) for name, data in blobs.items()},
+    }
+    with written_beside(bank.path) as partial, h5ad.start_file(partial) as file:
+        h5ad.write_csr(file, "X", sparse.data, sparse.indices, sparse.indptr, (bank.n_refs, sparse.n_columns))
+        texts = {"section": bank.sections, "patient": bank.patients}
+        h5ad.write_table(file, "obs", bank.spots, bank.spot_columns, texts)
+        h5ad.write_table(file, "var", bank.genes, bank.gene_columns)
+        h5ad.write_array(file["obsm"], "spatial", bank.spatial)
+        h5ad.write_array(file["obsm"], "embedding", bank.embedding)
+        h5ad.write_mapping(file["uns"], "stinfer", uns)

@@ -1,0 +1,217 @@
+"""The command `stinfer-export`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from stinfer import __version__
+from stinfer.cli import ProgressBar, set_up_logging, shows_errors
+
+_FILE = click.Path(path_type=Path)
+_MODELS = Path("models")
+_BANKS = Path("reference_bank")
+
+
+@click.group(epilog="Example: stinfer-export bank her2st DIR --model models/stain_texture.onnx")
+@click.version_option(__version__, prog_name="stinfer-export")
+def main() -> None:
+    """Convert backbones and build reference banks, on a researcher's machine."""
+
+
+@main.command(epilog="Example: stinfer-export backbone resnet18 --checkpoint resnet18_a1_0-d63eafa0.pth")
+@click.argument("name")
+@click.option("--checkpoint", type=_FILE, help="Weights: .pth, pytorch_model.bin or .safetensors.")
+@click.option("--pretrained", is_flag=True, help="Let timm download the weights instead; needs a network.")
+@click.option(
+    "--out-dir", type=_FILE, default=_MODELS, show_default=True, help="Folder to write NAME.onnx to."
+)
+@click.option("--overwrite", is_flag=True, help="Replace the file if it exists.")
+@shows_errors
+def backbone(name: str, checkpoint: Path | None, out_dir: Path, *, pretrained: bool, overwrite: bool) -> None:
+    """Convert the timm backbone NAME to an ONNX file, and compare the two.
+
+    NAME is any convolutional network of timm, with or without its tag; vgg16, densenet121, resnet18,
+    resnet50 and resnext50d_32x4d mean the weights of the paper. stain_texture needs no weights and no
+    torch.
+    """
+    set_up_logging(quiet=False)
+    from stinfer_export.export_all import export_backbone
+
+    path = export_backbone(name, checkpoint, out_dir, pretrained=pretrained, overwrite=overwrite)
+    click.echo(str(path))
+
+
+@main.group(name="bank", epilog="Example: stinfer-export bank her2st DIR --model models/stain_texture.onnx")
+def bank_group() -> None:
+    """Pack a reference data set into a bank."""
+
+
+@bank_group.command(epilog="Example: stinfer-export bank her2st data --model models/resnet18.a1_in1k.onnx")
+@click.argument("folder", metavar="DIR", type=_FILE)
+@click.option("--model", type=_FILE, required=True, help="ONNX file of the backbone.")
+@click.option("--sections", default="", help="Sections to pack, separated by commas. [default: all]")
+@click.option(
+    "--fov-um",
+    type=click.FloatRange(min=1, max=10_000),
+    default=154.0,
+    show_default=True,
+    help="Field of view: side in µm of the square around a spot that is embedded.",
+)
+@click.option(
+    "--gene-join",
+    type=click.Choice(["union", "intersection"]),
+    default="union",
+    show_default=True,
+    help="Keep the genes of any section (0 where it does not list them) or of every section.",
+)
+@click.option(
+    "--max-outside",
+    type=click.FloatRange(min=0, max=1),
+    default=0.25,
+    show_default=True,
+    help="Drop a spot if more than this part of its patch is outside the image.",
+)
+@click.option(
+    "--metric",
+    type=click.Choice(["none", "standardize"]),
+    default="standardize",
+    show_default=True,
+    help="standardize: give every component of the embedding the same spread before comparing.",
+)
+@click.option(
+    "--distance",
+    type=click.Choice(["cosine", "euclidean"]),
+    default="cosine",
+    show_default=True,
+    help="Distance of embeddings.",
+)
+@click.option(
+    "--k",
+    type=click.IntRange(min=1),
+    help="Neighbors to average. [default: 100, or a fifth of few references]",
+)
+@click.option(
+    "--weighting",
+    type=click.Choice(["uniform", "inverse", "softmax"]),
+    default="softmax",
+    show_default=True,
+    help="How near neighbors weigh more.",
+)
+@click.option(
+    "--without-model", is_flag=True, help="Leave the ONNX file out; it must then lie beside the bank."
+)
+@click.option(
+    "--out",
+    type=_FILE,
+    default=_BANKS / "her2st.h5",
+    show_default=True,
+    help="Bank to write.",
+)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where to encode.",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1, max=4096),
+    default=32,
+    show_default=True,
+    help="Patches encoded at a time.",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1, max=1024),
+    help="Cores to use. [default: all this process may use]",
+)
+@click.option("--overwrite", is_flag=True, help="Replace the bank if it exists.")
+@click.option("--quiet", is_flag=True, help="Print errors and notices only.")
+@shows_errors
+def her2st(
+    folder: Path, model: Path, sections: str, out: Path, *, without_model: bool, quiet: bool, **options: Any
+) -> None:
+    """Pack the her2st data set in DIR: the folder of ST-imgs, ST-cnts and ST-spotfiles."""
+    set_up_logging(quiet=quiet)
+    from stinfer_export import bank_builder
+    from stinfer_export.datasets import her2st as dataset
+
+    running = {name: options.pop(name) for name in ("device", "threads", "batch_size", "overwrite")}
+    plan = bank_builder.BankPlan(
+        dataset=dataset.NAME,
+        pitch_um=dataset.PITCH_UM,
+        spot_diameter_um=dataset.SPOT_DIAMETER_UM,
+        include_model=not without_model,
+        **options,
+    )
+    summary = bank_builder.build_bank(
+        dataset.iter_sections(folder, _split(sections) or None),
+        plan,
+        model,
+        out,
+        progress=ProgressBar(quiet=quiet),
+        **running,
+    )
+    if not quiet:
+        click.echo(f"{summary.path}: {summary.n_refs} references x {summary.n_genes} genes")
+
+
+@main.command(name="demo-data", epilog="Example: stinfer-export demo-data demo/data")
+@click.argument("folder", metavar="DIR", type=_FILE)
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything random."
+)
+@shows_errors
+def demo_data(folder: Path, seed: int) -> None:
+    """Write synthetic H&E sections with simulated expression to DIR, in the layout of her2st.
+
+    Beside them lie a pyramidal slide to predict, its spots and its simulated truth.
+    """
+    from stinfer_export.demo import write_demo_data
+
+    data = write_demo_data(folder, seed=seed)
+    click.echo(f"{data.folder}: sections {', '.join(data.sections)}; slide {data.slide}")
+
+
+@main.command(epilog="Example: stinfer-export score C5.h5ad --counts ST-cnts/C5.tsv.gz --bank her2st.h5")
+@click.argument("prediction", type=_FILE)
+@click.option(
+    "--counts", type=_FILE, required=True, help="Measured raw counts, spots x genes (.tsv or .tsv.gz)."
+)
+@click.option("--bank", type=_FILE, required=True, help="The bank that predicted; it chooses the genes.")
+@click.option(
+    "--n-genes",
+    type=click.IntRange(min=1),
+    default=250,
+    show_default=True,
+    help="Compare this many genes: those of largest variance in the bank.",
+)
+@click.option(
+    "--min-detected",
+    type=click.FloatRange(min=0, max=1),
+    default=0.3,
+    show_default=True,
+    help="... among those detected in more than this part of the bank's spots.",
+)
+@shows_errors
+def score(prediction: Path, counts: Path, bank: Path, n_genes: int, min_detected: float) -> None:
+    """Compare PREDICTION with measured counts of the same spots: Pearson per gene, over spots."""
+    import numpy as np
+
+    from stinfer.bank import Bank
+    from stinfer_export.score import score_prediction
+
+    found = score_prediction(prediction, counts, Bank.open(bank), n_genes=n_genes, min_detected=min_detected)
+    low, middle, high = np.nanquantile(found.pearson, [0.25, 0.5, 0.75])
+    click.echo(f"{found.n_spots} spots ({found.n_unmatched} predicted spots were not measured)")
+    click.echo(f"{len(found.genes)} genes ({found.n_absent} not listed by the measurement: counted as 0)")
+    click.echo(f"mean gene-wise Pearson {found.mean:.3f} (quartiles {low:.3f}, {middle:.3f}, {high:.3f})")
+
+
+def _split(names: str) -> Sequence[str]:
+    return [name.strip() for name in names.split(",") if name.strip()]

@@ -1,0 +1,141 @@
+"""What can go wrong in the export stage for a reason outside this program.
+
+A branch of the tree of `stinfer.errors`; each class is also a builtin::
+
+    StInferError
+    └── ExportError
+        ├── BackboneUnknownError           (ValueError)    timm has no such network
+        ├── BackboneUnsupportedError       (ValueError)    it cannot become a model file
+        ├── CheckpointError                the weights
+        │   ├── CheckpointNotFoundError    (FileNotFoundError)
+        │   ├── CheckpointUnreadableError  (ValueError)    no plain table of weights
+        │   └── CheckpointMismatchError    (ValueError)    the weights of another network
+        ├── DownloadError                  (OSError)       timm could not fetch the weights
+        ├── ParityError                    (ArithmeticError)  ONNX Runtime computes something else
+        └── DatasetError                   (ValueError)    measured sections that cannot be read
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from stinfer.errors import StInferError
+
+N_NAMES_SHOWN = 3
+
+
+class ExportError(StInferError):
+    """Base of every error of the export stage."""
+
+
+class BackboneUnknownError(ExportError, ValueError):
+    """Timm has no network, or no pretrained tag, of this name."""
+
+    def __init__(self, name: str, nearest: Sequence[str]) -> None:
+        near = f" (nearest: {', '.join(nearest)})" if nearest else ""
+        super().__init__(
+            f"backbone {name!r} is not a network of the installed timm{near}",
+            "give a name that timm.list_models() or timm.list_pretrained() lists, for example resnet18",
+        )
+
+
+class BackboneUnsupportedError(ExportError, ValueError):
+    """The network exists, but no model file can be made of it."""
+
+    def __init__(self, name: str, cause: str) -> None:
+        super().__init__(
+            f"backbone {name} cannot be converted: {cause}",
+            "use a convolutional network, for example resnet50",
+        )
+
+
+class CheckpointError(ExportError):
+    """The file of weights cannot be used."""
+
+
+class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
+    """There is no file at the checkpoint's path."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"checkpoint {path} does not exist",
+            "check the path; or let timm download the weights with --pretrained, where there is a network",
+        )
+
+
+class CheckpointUnreadableError(CheckpointError, ValueError):
+    """The file is damaged, or holds something other than named floating-point tensors."""
+
+    def __init__(self, path: Path, cause: str) -> None:
+        super().__init__(
+            f"checkpoint {path} cannot be read: {cause}",
+            "copy it again from its source; or save the weights alone, with "
+            "torch.save(model.state_dict(), FILE) or safetensors.torch.save_file",
+        )
+
+
+class CheckpointMismatchError(CheckpointError, ValueError):
+    """The weights do not fit the network; nothing is filled in at random.
+
+    Parameters
+    ----------
+    source : the file, or who gave the weights
+    backbone : the network they were to fit
+    missing : names the network has and the file has not
+    unexpected : names the file has and the network has not
+    misshapen : names both have, each with the two shapes
+    """
+
+    def __init__(
+        self,
+        source: str,
+        backbone: str,
+        missing: Sequence[str],
+        unexpected: Sequence[str],
+        misshapen: Sequence[str],
+    ) -> None:
+        kinds = [("missing", missing), ("unexpected", unexpected), ("of the wrong shape", misshapen)]
+        counts = "; ".join(f"{len(names)} {kind}{_first(names)}" for kind, names in kinds)
+        super().__init__(
+            f"checkpoint {source} does not fit {backbone}: {counts}",
+            "check that it is a checkpoint of this very network, with timm's names of the layers",
+        )
+        self.missing = tuple(missing)
+        self.unexpected = tuple(unexpected)
+        self.misshapen = tuple(misshapen)
+
+
+class DownloadError(ExportError, OSError):
+    """Timm could not fetch the weights."""
+
+    def __init__(self, name: str, cause: str) -> None:
+        super().__init__(
+            f"the weights of {name} could not be downloaded: {cause}",
+            "download the file where there is a network and give it with --checkpoint FILE",
+        )
+
+
+class ParityError(ExportError, ArithmeticError):
+    """The converted network and the original disagree."""
+
+    def __init__(self, name: str, cause: str) -> None:
+        super().__init__(
+            f"the ONNX file of {name} does not compute what the network computes: {cause}",
+            "the file was not kept; try another version of torch, or another backbone",
+        )
+
+
+class DatasetError(ExportError, ValueError):
+    """A data set is not laid out, or does not read, as its format says."""
+
+    def __init__(self, path: Path, cause: str, fix: str) -> None:
+        super().__init__(f"data set {path}: {cause}", fix)
+
+
+def _first(names: Sequence[str]) -> str:
+    """Show the first names in brackets, and that there are more."""
+    if not names:
+        return ""
+    more = ", …" if len(names) > N_NAMES_SHOWN else ""
+    return f" ({', '.join(names[:N_NAMES_SHOWN])}{more})"

@@ -1,0 +1,182 @@
+"""Prove that the ONNX file computes what the torch network computes.
+
+The reference is the network as timm builds it, fed with pixels that numpy normalises: nothing of the
+graph under test takes part in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from stinfer.contract import F32, F64, MODEL_EMBEDDING, MODEL_FEATURES, MODEL_INPUT, U8
+from stinfer.errors import ExtraMissingError
+from stinfer_export.errors import ParityError
+from stinfer_export.registry import BackboneSpec
+
+try:
+    import onnxruntime as ort
+    import torch
+    from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+except ImportError as missing:
+    raise ExtraMissingError(missing.name or "torch", "export", "checking a converted backbone") from missing
+
+# ONNX Runtime's errors share no base but Exception.
+_ORT_ERRORS = (
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+)
+
+TOLERANCE = 1e-4
+"""Largest relative error at which a file is kept."""
+
+BATCH_SIZES = (1, 2, 5)
+
+# Mean colours of an H&E slide, RGB 0 to 255: glass, eosin (stroma), hematoxylin (nuclei).
+_GLASS = np.array([240.0, 238.0, 242.0])
+_EOSIN = np.array([222.0, 150.0, 188.0])
+_HEMATOXYLIN = np.array([112.0, 72.0, 148.0])
+
+
+def check_parity(
+    backbone: torch.nn.Module, path: Path, spec: BackboneSpec, *, tolerance: float = TOLERANCE
+) -> dict[str, float]:
+    """Compare the two on random and on tissue-like patches, in batches of 1, 2 and 5.
+
+    The batch of 2 is not square and larger than the network's own size (unless it takes no other).
+    The error of an output is ``max |onnx - torch| / max |torch|`` over one batch.
+
+    Parameters
+    ----------
+    backbone : timm network without a classifier, in evaluation mode
+    path : ONNX file made of it
+    spec : the network's normalisation and size
+    tolerance : largest error allowed, of any output on any batch
+
+    Returns
+    -------
+    Largest error by output
+
+    Raises
+    ------
+    ParityError
+        An output differs by more, is not finite, or is zero everywhere.
+    """
+    session = _session(path, spec.name)
+    outputs = [output.name for output in session.get_outputs()]
+    worst = dict.fromkeys(outputs, 0.0)
+    for kind, pixels in sample_batches(spec):
+        truths = reference(backbone, spec, pixels)
+        batch = f"{pixels.shape[0]} {kind} patches of {pixels.shape[1]} x {pixels.shape[2]} px"
+        try:
+            given = session.run(outputs, {MODEL_INPUT: pixels})
+        except _ORT_ERRORS as error:
+            raise ParityError(spec.name, f"ONNX Runtime fails on {batch} ({error})") from error
+        for name, found in zip(outputs, given, strict=True):
+            difference = relative_error(found, truths[name], spec.name, f"{name} of {batch}")
+            if difference > tolerance:
+                cause = f"{name} of {batch}: relative error {difference:.1e}, allowed {tolerance:.0e}"
+                raise ParityError(spec.name, cause)
+            worst[name] = max(worst[name], difference)
+    return worst
+
+
+def reference(backbone: torch.nn.Module, spec: BackboneSpec, pixels: U8) -> dict[str, F32]:
+    """Compute both outputs with torch.
+
+    Parameters
+    ----------
+    backbone : timm network without a classifier, in evaluation mode
+    spec : its normalisation
+    pixels : (n, height, width, 3), RGB
+
+    Returns
+    -------
+    ``embedding`` (n, dim) and ``features``, in whatever layout the network has them
+    """
+    normalised = (pixels.astype(np.float64) / 255.0 - np.array(spec.mean)) / np.array(spec.std)
+    images = torch.from_numpy(np.ascontiguousarray(normalised.transpose(0, 3, 1, 2), dtype=np.float32))
+    with torch.inference_mode():
+        embedding = backbone(images)
+        features = backbone.forward_features(images)  # type: ignore[operator]  # torch types attributes as Module
+    return {MODEL_EMBEDDING: embedding.numpy(), MODEL_FEATURES: features.numpy()}
+
+
+def relative_error(found: F32, truth: F32, name: str, batch: str) -> float:
+    """Largest difference, over the largest value of the truth.
+
+    Parameters
+    ----------
+    found, truth : of one shape
+    name, batch : what is compared, for the message
+
+    Raises
+    ------
+    ParityError
+        The shapes differ, a value is not finite, or the truth is zero everywhere, so that nothing is shown.
+    """
+    if found.shape != truth.shape:
+        raise ParityError(name, f"{batch}: shape {found.shape} instead of {truth.shape}")
+    if not (np.isfinite(found).all() and np.isfinite(truth).all()):
+        raise ParityError(name, f"{batch}: values that are not finite")
+    scale = float(np.abs(truth).max())
+    if scale == 0.0:
+        raise ParityError(name, f"{batch}: zero everywhere, so that the comparison shows nothing")
+    return float(np.abs(found.astype(np.float64) - truth).max()) / scale
+
+
+def sample_batches(spec: BackboneSpec) -> Iterator[tuple[str, U8]]:
+    """Make the batches to compare on; the same ones every time.
+
+    Yields
+    ------
+    ``random`` or ``tissue-like``, and pixels (n, height, width, 3)
+    """
+    rng = np.random.default_rng(0)
+    for n in BATCH_SIZES:
+        other = n == 2 and not spec.fixed_size
+        height_px = spec.input_size_px + (32 if other else 0)
+        width_px = spec.input_size_px + (64 if other else 0)
+        yield "random", rng.integers(0, 256, (n, height_px, width_px, 3), dtype=np.uint8)
+        yield "tissue-like", np.stack([tissue_patch(rng, height_px, width_px) for _ in range(n)])
+
+
+def tissue_patch(rng: np.random.Generator, height_px: int, width_px: int) -> U8:
+    """Paint something with the colours and the smoothness of H&E tissue.
+
+    Returns
+    -------
+    (height_px, width_px, 3), RGB
+    """
+    stroma = np.clip(2.0 * _smooth_noise(rng, height_px, width_px, 64) - 0.2, 0.0, 1.0)[..., None]
+    nuclei = np.clip(6.0 * _smooth_noise(rng, height_px, width_px, 10) - 3.6, 0.0, 1.0)[..., None]
+    image = _GLASS + stroma * (_EOSIN - _GLASS)
+    image += stroma * nuclei * (_HEMATOXYLIN - image)
+    image += rng.normal(0.0, 3.0, image.shape)
+    painted: U8 = np.clip(np.rint(image), 0, 255).astype(np.uint8)
+    return painted
+
+
+def _smooth_noise(rng: np.random.Generator, height_px: int, width_px: int, cell_px: int) -> F64:
+    """Random values on a grid of `cell_px`, 0 to 1, and straight lines between them."""
+    y = np.arange(height_px) / cell_px
+    x = np.arange(width_px) / cell_px
+    knots = rng.random((int(y[-1]) + 2, int(x[-1]) + 2))
+    columns = np.stack([np.interp(x, np.arange(knots.shape[1]), row) for row in knots])
+    rows = [np.interp(y, np.arange(knots.shape[0]), column) for column in columns.T]
+    return np.stack(rows, axis=1)
+
+
+def _session(path: Path, name: str) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except _ORT_ERRORS as error:
+        raise ParityError(name, f"ONNX Runtime does not load it ({error})") from error

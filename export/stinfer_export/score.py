@@ -1,0 +1,131 @@
+"""How well a prediction agrees with measured counts that it has not seen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from stinfer import h5ad
+from stinfer.bank import Bank
+from stinfer.contract import F32, F64, I64
+from stinfer.errors import SettingError
+from stinfer.predict import log1p_cp10k
+from stinfer_export.calibration import pearson_by_gene
+from stinfer_export.datasets.her2st import read_counts
+
+DEFAULT_N_GENES = 250
+DEFAULT_MIN_DETECTED = 0.3
+
+
+@dataclass(frozen=True)
+class Score:
+    """Agreement of a prediction with measured counts.
+
+    Parameters
+    ----------
+    genes : n_genes symbols, chosen on the bank alone
+    pearson : (n_genes,), over spots; NaN where prediction or measurement does not vary
+    n_spots : spots compared
+    n_unmatched : spots of the prediction that were not measured
+    n_absent : chosen genes that the measurement does not list, counted as 0
+    """
+
+    genes: tuple[str, ...]
+    pearson: F64
+    n_spots: int
+    n_unmatched: int
+    n_absent: int
+
+    @property
+    def mean(self) -> float:
+        """Mean over genes; a gene without a correlation counts 0, as one that is not predicted."""
+        return float(np.nan_to_num(self.pearson).mean())
+
+
+def variable_genes(bank: Bank, n_genes: int, min_detected: float) -> I64:
+    """Choose the genes of largest variance among those detected often enough.
+
+    Parameters
+    ----------
+    bank : the references; nothing else is looked at
+    n_genes : how many, at most
+    min_detected : part of the references, 0 to 1, in which a gene must be detected (more than)
+
+    Returns
+    -------
+    (n,), positions in the bank, largest variance of log1p CP10K first
+    """
+    sparse, n_refs = bank.expression, bank.n_refs
+    total = np.bincount(sparse.indices, weights=sparse.data, minlength=sparse.n_columns)
+    squares = np.bincount(
+        sparse.indices, weights=sparse.data.astype(np.float64) ** 2, minlength=sparse.n_columns
+    )
+    variance = squares / n_refs - (total / n_refs) ** 2
+    detected = np.bincount(sparse.indices, minlength=sparse.n_columns) / n_refs
+    order = np.argsort(-variance, kind="stable")
+    return np.asarray(order[detected[order] > min_detected][:n_genes], dtype=np.int64)
+
+
+def score_prediction(
+    prediction: Path,
+    counts: Path,
+    bank: Bank,
+    *,
+    n_genes: int = DEFAULT_N_GENES,
+    min_detected: float = DEFAULT_MIN_DETECTED,
+) -> Score:
+    """Correlate a prediction with measured log1p CP10K, gene by gene over spots.
+
+    Parameters
+    ----------
+    prediction : the `.h5ad` file of a run
+    counts : table of raw counts, spots x genes; its spots are named as those of the prediction
+    bank : the bank that predicted; it alone decides which genes are compared
+    n_genes, min_detected : see `variable_genes`
+
+    Raises
+    ------
+    DatasetError
+        The counts cannot be read.
+    SettingError
+        The prediction cannot be read, lacks a gene, or shares no spot with the counts.
+    """
+    genes, spots, table = read_counts(counts)
+    chosen = [bank.genes[i] for i in variable_genes(bank, n_genes, min_detected)]
+    names, predicted = _read_prediction(prediction, chosen)
+    totals = table.sum(axis=1)
+    row_of = {spot: i for i, spot in enumerate(spots) if totals[i] > 0}
+    shared = [i for i, name in enumerate(names) if name in row_of]
+    if len(shared) < 2:
+        what = f"prediction {prediction} and counts {counts} share {len(shared)} spots"
+        raise SettingError(what, "predict at the measured spots, with --spots FILE of the same section")
+    rows = [row_of[names[i]] for i in shared]
+    column_of = {gene: i for i, gene in enumerate(genes)}
+    columns = np.asarray([column_of.get(gene, -1) for gene in chosen])
+    measured = np.where(columns >= 0, log1p_cp10k(table[rows], totals[rows])[:, columns], np.float32(0))
+    return Score(
+        genes=tuple(chosen),
+        pearson=pearson_by_gene(predicted[shared], measured),
+        n_spots=len(shared),
+        n_unmatched=len(names) - len(shared),
+        n_absent=int((columns < 0).sum()),
+    )
+
+
+def _read_prediction(path: Path, genes: list[str]) -> tuple[list[str], F32]:
+    fix = "give the .h5ad file that stinfer-run wrote, made with --genes all"
+    try:
+        with h5py.File(path, "r") as file:
+            position = {gene: i for i, gene in enumerate(h5ad.read_strings(file["var/_index"]))}
+            missing = [gene for gene in genes if gene not in position]
+            if missing:
+                what = f"prediction {path} lacks {len(missing)} of the genes to compare ({missing[0]}, …)"
+                raise SettingError(what, fix)
+            order = [position[gene] for gene in genes]
+            return h5ad.read_strings(file["obs/_index"]), h5ad.read_array(file, "X")[:, order]
+    except (OSError, KeyError) as error:
+        what = f"prediction {path} cannot be read ({error})"
+        raise SettingError(what, fix) from error

@@ -1,0 +1,367 @@
+"""Backbones from checkpoint to ONNX file, measured against torch by the test's own arithmetic."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+onnx = pytest.importorskip("onnx")
+ort = pytest.importorskip("onnxruntime")
+timm = pytest.importorskip("timm")
+pytest.importorskip("onnxscript")
+
+from safetensors.torch import save_file  # noqa: E402  # after the skips
+
+from stinfer.contract import ModelCard  # noqa: E402
+from stinfer.errors import OutputExistsError, OutputWriteError, SettingError  # noqa: E402
+from stinfer_export import convert  # noqa: E402
+from stinfer_export.errors import (  # noqa: E402
+    BackboneUnsupportedError,
+    CheckpointMismatchError,
+    DownloadError,
+    ParityError,
+)
+from stinfer_export.registry import resolve  # noqa: E402
+
+SHARED = Path(os.environ.get("STINFER_DATA", Path(__file__).parents[3] / "shared"))
+TINY = "test_resnet.r160_in1k"
+TOLERANCE = 1e-4
+
+
+def make_network(name, seed=0, **options):
+    """Build a network whose every layer matters.
+
+    Random weights make batch normalisation an identity, and numbers that grow or vanish with depth;
+    so its statistics are measured on a batch, as training would, and its affine part is random.
+    """
+    torch.manual_seed(seed)
+    model = timm.create_model(name, pretrained=False, **options)
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
+        torch.nn.init.normal_(norm.bias, std=0.2)
+        norm.momentum = 1.0
+    if norms:
+        model.train()
+        with torch.no_grad():
+            model(torch.randn(4, 3, 96, 96))
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A small network's checkpoint, with classifier, and the network without."""
+    path = tmp_path_factory.mktemp("tiny") / "tiny.pth"
+    model = make_network(TINY)
+    torch.save(model.state_dict(), path)
+    model.reset_classifier(0)
+    return path, model
+
+
+def patches(n, height_px, width_px, seed=0):
+    """Make patches that differ from one another, smooth and rough."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height_px, :width_px]
+    images = []
+    for _ in range(n):
+        waves = [np.sin(rng.uniform(0, 0.2) * x + rng.uniform(0, 0.2) * y + rng.uniform(0, 6)) for _ in "rgb"]
+        noise = rng.normal(0, 10, (height_px, width_px, 3))
+        images.append(rng.uniform(60, 200, 3) + 50 * np.stack(waves, axis=-1) + noise)
+    return np.clip(images, 0, 255).astype(np.uint8)
+
+
+def run_torch(model, name, pixels):
+    """Compute embedding and features as timm's own documentation says, normalisation included."""
+    config = timm.data.resolve_data_config(pretrained_cfg=timm.models.get_pretrained_cfg(name).to_dict())
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div(255)
+    mean, std = (torch.tensor(config[key]).reshape(1, 3, 1, 1) for key in ("mean", "std"))
+    with torch.inference_mode():
+        images = (images - mean) / std
+        return model(images).numpy(), model.forward_features(images).numpy()
+
+
+def run_onnx(path, pixels, outputs=("embedding", "features")):
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return session.run(list(outputs), {"pixels": pixels})
+
+
+def relative(found, truth):
+    assert found.shape == truth.shape
+    assert found.dtype == np.float32
+    return np.abs(found - truth).max() / np.abs(truth).max()
+
+
+def read_card(path):
+    props = {prop.key: prop.value for prop in onnx.load(path).metadata_props}
+    return ModelCard.from_props(props)
+
+
+# name, file, wrapper, prefix, with classifier, dim, channels
+PAPER = [
+    pytest.param("vgg16", "a.safetensors", None, "", False, 4096, 512, id="vgg16"),
+    pytest.param("densenet121", "a.pth", "state_dict", "", True, 1024, 1024, id="densenet121"),
+    pytest.param("resnet18", "a.pth", None, "", True, 512, 512, id="resnet18"),
+    pytest.param("resnet50", "pytorch_model.bin", None, "", False, 2048, 2048, id="resnet50"),
+    pytest.param("resnext50d_32x4d", "a.pth", "model", "module.", True, 2048, 2048, id="resnext50d"),
+]
+
+
+@pytest.mark.parametrize(("name", "file", "wrapper", "prefix", "with_classifier", "dim", "channels"), PAPER)
+def test_the_papers_five_are_exported(tmp_path, name, file, wrapper, prefix, with_classifier, dim, channels):
+    model = make_network(name, **({} if with_classifier else {"num_classes": 0}))
+    state = {f"{prefix}{key}": tensor for key, tensor in model.state_dict().items()}
+    checkpoint = tmp_path / file
+    if checkpoint.suffix == ".safetensors":
+        save_file(state, checkpoint)
+    else:
+        torch.save({wrapper: state, "epoch": 1} if wrapper else state, checkpoint)
+    sha256 = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+
+    path = convert.convert_backbone(name, checkpoint, tmp_path / "models")
+    checkpoint.unlink()
+
+    tagged = resolve(name).name
+    assert path == tmp_path / "models" / f"{tagged}.onnx"
+    assert list(path.parent.iterdir()) == [path]
+    assert read_card(path) == ModelCard(tagged, 224, dim, channels, 32, sha256, "fp32")
+    if with_classifier:
+        model.reset_classifier(0)
+    for pixels in (patches(3, 224, 224), patches(1, 256, 320, seed=1)):
+        truths = run_torch(model, tagged, pixels)
+        found = run_onnx(path, pixels)
+        assert found[0].shape == (len(pixels), dim)
+        assert found[1].shape == (len(pixels), channels, pixels.shape[1] // 32, pixels.shape[2] // 32)
+        assert [relative(*pair) <= TOLERANCE for pair in zip(found, truths, strict=True)] == [True, True]
+    if name == "vgg16":
+        # Its embedding needs a map of 7 x 7 cells, its features do not.
+        small = patches(1, 96, 128)
+        assert (
+            relative(run_onnx(path, small, ["features"])[0], run_torch(model, tagged, small)[1]) <= TOLERANCE
+        )
+    path.unlink()
+
+
+def test_the_shared_weights_see(tmp_path):
+    checkpoint = SHARED / "weights" / "mobilenetv2_100.pth"
+    if not checkpoint.is_file():
+        pytest.skip("no weights/mobilenetv2_100.pth in STINFER_DATA")
+
+    path = convert.convert_backbone("mobilenetv2_100", checkpoint, tmp_path)
+
+    assert (read_card(path).dim, read_card(path).channels, read_card(path).stride) == (1280, 1280, 32)
+    same_texture = patches(2, 224, 224)
+    same_texture[1] = same_texture[0][::-1, ::-1]
+    other = np.random.default_rng(0).integers(0, 256, (1, 224, 224, 3), dtype=np.uint8)
+    (embedding,) = run_onnx(path, np.concatenate([same_texture, other]), ["embedding"])
+    assert np.isfinite(embedding).all()
+    unit = embedding / np.linalg.norm(embedding, axis=1, keepdims=True)
+    # What real weights do and random ones do not: turning a texture round is little, noise is much.
+    assert unit[0] @ unit[1] > 0.8
+    assert unit[0] @ unit[2] < 0.5
+
+
+def test_sizes_that_the_stride_does_not_divide(tiny, tmp_path):
+    checkpoint, model = tiny
+    path = convert.convert_backbone(TINY, checkpoint, tmp_path)
+
+    for height_px, width_px in ((160, 160), (97, 131), (33, 300)):
+        pixels = patches(2, height_px, width_px)
+        for found, truth in zip(run_onnx(path, pixels), run_torch(model, TINY, pixels), strict=True):
+            assert relative(found, truth) <= TOLERANCE
+
+
+def test_embedding_is_the_mean_of_features_where_the_network_pools_so(tiny, tmp_path):
+    path = convert.convert_backbone(TINY, tiny[0], tmp_path)
+
+    embedding, features = run_onnx(path, patches(2, 160, 192))
+
+    assert relative(features.mean(axis=(2, 3)), embedding) < 1e-5
+
+
+def test_the_file_is_as_the_format_says(tiny, tmp_path):
+    path = convert.convert_backbone(TINY, tiny[0], tmp_path)
+    model = onnx.load(path, load_external_data=False)
+
+    onnx.checker.check_model(model, full_check=True)
+    assert (model.ir_version, [(opset.domain, opset.version) for opset in model.opset_import]) == (
+        8,
+        [("", 18)],
+    )
+    assert [_signature(value) for value in model.graph.input] == [
+        ("pixels", onnx.TensorProto.UINT8, ["n", "height", "width", 3])
+    ]
+    assert [_signature(value) for value in model.graph.output] == [
+        ("embedding", onnx.TensorProto.FLOAT, ["n", 384]),
+        ("features", onnx.TensorProto.FLOAT, ["n", 384, "height/32", "width/32"]),
+    ]
+    assert not any(initializer.external_data for initializer in model.graph.initializer)
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def _signature(value):
+    shape = value.type.tensor_type.shape.dim
+    return value.name, value.type.tensor_type.elem_type, [axis.dim_param or axis.dim_value for axis in shape]
+
+
+def test_the_bytes_tell_neither_time_nor_place(tiny, tmp_path):
+    first = convert.convert_backbone(TINY, tiny[0], tmp_path / "one").read_bytes()
+    again = convert.convert_backbone(TINY, tiny[0], tmp_path / "two").read_bytes()
+
+    assert first == again
+    for trace in (str(tmp_path), "site-packages", "File ", str(Path(convert.__file__).parent), "pkg.torch"):
+        assert trace.encode() not in first
+
+
+def test_a_checkpoint_of_another_network_leaves_nothing(tmp_path, tiny):
+    with pytest.raises(CheckpointMismatchError) as caught:
+        convert.convert_backbone("resnet18", tiny[0], tmp_path / "models")
+
+    given = torch.load(tiny[0], weights_only=True)
+    wanted = timm.create_model("resnet18", pretrained=False, num_classes=0).state_dict()
+    missing = [key for key in wanted if key not in given and "num_batches" not in key]
+    unexpected = [key for key in given if key not in wanted and not key.startswith("fc.")]
+    assert caught.value.missing == tuple(missing)
+    assert caught.value.unexpected == tuple(unexpected)
+    assert f": {len(missing)} missing ({', '.join(missing[:3])}, …); " in caught.value.what
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_file_that_computes_something_else_is_not_kept(tiny, tmp_path, monkeypatch):
+    export_graph = convert.export_graph
+
+    def damaged(*args):
+        model = export_graph(*args)
+        largest = max(model.graph.initializer, key=lambda item: len(item.raw_data))
+        values = onnx.numpy_helper.to_array(largest) * np.float32(1.01)
+        largest.CopyFrom(onnx.numpy_helper.from_array(values, largest.name))
+        return model
+
+    monkeypatch.setattr(convert, "export_graph", damaged)
+    with pytest.raises(ParityError, match="relative error"):
+        convert.convert_backbone(TINY, tiny[0], tmp_path / "models")
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+def test_a_file_is_replaced_only_on_request(tiny, tmp_path):
+    target = tmp_path / f"{TINY}.onnx"
+    target.write_bytes(b"mine")
+
+    with pytest.raises(OutputExistsError, match=TINY):
+        convert.convert_backbone(TINY, tiny[0], tmp_path)
+    assert target.read_bytes() == b"mine"
+    convert.convert_backbone(TINY, tiny[0], tmp_path, overwrite=True)
+    assert read_card(target).backbone == TINY
+
+
+def test_a_folder_that_cannot_be_made(tiny, tmp_path):
+    (tmp_path / "file").touch()
+
+    with pytest.raises(OutputWriteError, match=TINY):
+        convert.convert_backbone(TINY, tiny[0], tmp_path / "file")
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_weights_come_from_one_place(tiny, tmp_path, pretrained):
+    with pytest.raises(SettingError, match="either a checkpoint or"):
+        convert.convert_backbone(TINY, tiny[0] if pretrained else None, tmp_path, pretrained=pretrained)
+
+
+def test_downloaded_weights_are_put_in_like_any_others(tiny, tmp_path, monkeypatch):
+    create_model = timm.create_model
+
+    def offline(name, *, pretrained, **options):
+        model = create_model(name, pretrained=False, **options)
+        if pretrained:
+            model.load_state_dict(torch.load(tiny[0], weights_only=True))
+        return model
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    path = convert.convert_backbone(TINY, None, tmp_path, pretrained=True)
+
+    pixels = patches(2, 160, 160)
+    assert relative(run_onnx(path, pixels)[0], run_torch(tiny[1], TINY, pixels)[0]) <= TOLERANCE
+    assert len(read_card(path).checkpoint_sha256) == 64
+
+
+def test_no_network_is_a_plain_error(tmp_path, monkeypatch):
+    def unreachable(name, *, pretrained, **options):
+        if pretrained:
+            raise ConnectionError("no route to host")  # noqa: EM101
+        return torch.nn.Identity()
+
+    monkeypatch.setattr(timm, "create_model", unreachable)
+    with pytest.raises(DownloadError, match=r"resnet18.a1_in1k could not be downloaded: no route to host"):
+        convert.convert_backbone("resnet18", None, tmp_path, pretrained=True)
+
+
+def test_a_transformer_has_an_embedding_and_no_features(tmp_path, caplog):
+    name = "test_vit.r160_in1k"
+    model = make_network(name, num_classes=0)
+    torch.save(model.state_dict(), tmp_path / "vit.pth")
+
+    path = convert.convert_backbone(name, tmp_path / "vit.pth", tmp_path)
+
+    assert "has no map of cells" in caplog.text
+    card = read_card(path)
+    assert (card.dim, card.channels, card.stride) == (model.num_features, 0, 0)
+    signature = [_signature(value) for value in onnx.load(path).graph.input]
+    assert signature == [("pixels", onnx.TensorProto.UINT8, ["n", 160, 160, 3])]
+    pixels = patches(3, 160, 160)
+    (embedding,) = run_onnx(path, pixels, ["embedding"])
+    assert relative(embedding, run_torch(model, name, pixels)[0]) <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("shape", "found"),
+    [
+        ((1, 64, 8, 10), convert.FeatureMap(64, 32)),
+        ((1, 64, 16, 20), convert.FeatureMap(64, 16)),
+        ((1, 8, 10, 64), None),
+        ((1, 80, 64), None),
+        ((1, 64, 9, 11), None),
+    ],
+)
+def test_a_map_is_known_by_its_layout(shape, found):
+    class Fake(torch.nn.Module):
+        def forward_features(self, images):
+            return torch.zeros(shape)
+
+    assert convert.find_feature_map(Fake(), resolve("resnet18")) == found
+
+
+def test_a_network_too_large_for_one_file_is_refused(monkeypatch):
+    monkeypatch.setattr(convert, "MAX_FILE_BYTES", 1000)
+    backbone = convert.build_backbone(resolve(TINY))
+
+    with pytest.raises(BackboneUnsupportedError, match="do not fit one ONNX file"):
+        convert.export_graph(backbone, resolve(TINY), "")
+
+
+def test_a_network_that_gives_no_vector_is_refused():
+    backbone = timm.create_model(TINY, pretrained=False, num_classes=0, global_pool="").eval()
+
+    with pytest.raises(BackboneUnsupportedError, match="3 dimensions per patch"):
+        convert.export_graph(backbone, resolve(TINY), "")
+
+
+def test_without_torch_the_extra_is_named():
+    code = (
+        "import sys\n"
+        "sys.modules.update(torch=None)\n"
+        "from stinfer.errors import ExtraMissingError\n"
+        "try:\n"
+        "    import stinfer_export.convert\n"
+        "except ExtraMissingError as error:\n"
+        "    print(error, '|', error.fix)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout == (
+        "converting a backbone needs the package torch, which is not installed"
+        " | pip install 'stinfer[export]'\n"
+    )
