@@ -45,12 +45,32 @@ def backbone(name: str, checkpoint: Path | None, out_dir: Path, *, pretrained: b
     click.echo(str(path))
 
 
+@main.command(name="all", epilog="Example: stinfer-export all --her2st her2st/data")
+@click.option("--her2st", type=_FILE, metavar="DIR", help="The her2st data set. [default: looked for]")
+@click.option(
+    "--model", help="Backbone that packs it. [default: a network of the paper, any other, stain_texture]"
+)
+@shows_errors
+def all_(her2st: Path | None, model: str | None) -> None:
+    """Convert every backbone in models/checkpoints and build reference_bank/her2st.h5.
+
+    The same as `make export`; run it in the project's root.
+    """
+    set_up_logging(quiet=False)
+    from stinfer_export.export_all import export_all
+
+    for line in export_all(her2st, model, ProgressBar(quiet=False)):
+        click.echo(line)
+
+
 @main.group(name="bank", epilog="Example: stinfer-export bank her2st DIR --model models/stain_texture.onnx")
 def bank_group() -> None:
     """Pack a reference data set into a bank."""
 
 
-@bank_group.command(epilog="Example: stinfer-export bank her2st data --model models/resnet18.a1_in1k.onnx")
+@bank_group.command(
+    name="her2st", epilog="Example: stinfer-export bank her2st data --model models/resnet18.a1_in1k.onnx"
+)
 @click.argument("folder", metavar="DIR", type=_FILE)
 @click.option("--model", type=_FILE, required=True, help="ONNX file of the backbone.")
 @click.option("--sections", default="", help="Sections to pack, separated by commas. [default: all]")
@@ -133,7 +153,7 @@ def bank_group() -> None:
 @click.option("--overwrite", is_flag=True, help="Replace the bank if it exists.")
 @click.option("--quiet", is_flag=True, help="Print errors and notices only.")
 @shows_errors
-def her2st(
+def bank_her2st(
     folder: Path, model: Path, sections: str, out: Path, *, without_model: bool, quiet: bool, **options: Any
 ) -> None:
     """Pack the her2st data set in DIR: the folder of ST-imgs, ST-cnts and ST-spotfiles."""

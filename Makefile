@@ -1,0 +1,85 @@
+# Everything happens in .venv at the root, made with nothing but python3.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+# What is installed, as stamps: to run (no torch), to convert backbones (torch), to develop (both).
+RUN := $(VENV)/.run
+CONVERT := $(VENV)/.convert
+DEV := $(VENV)/.dev
+
+# make export: where the her2st data set lies, and which model packs it.
+HER2ST ?=
+MODEL ?=
+
+.PHONY: help setup demo export test test-slow test-wheel check fmt build clean
+.DELETE_ON_ERROR:
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 14
+
+setup: $(DEV)  ## install everything for development into .venv (torch included)
+
+demo: $(RUN)  ## run the main job on synthetic tissue: no torch, no download, under two minutes
+	rm -rf demo && mkdir demo
+	$(BIN)/stinfer-export demo-data demo/data
+	$(BIN)/stinfer-export backbone stain_texture --out-dir demo
+	$(BIN)/stinfer-export bank her2st demo/data --model demo/stain_texture.onnx --out demo/demo.h5
+	$(BIN)/stinfer-run demo/data/demo_slide.tif --bank demo/demo.h5 \
+		--spots demo/data/demo_slide_spots.csv --out demo/spots.h5ad
+	$(BIN)/stinfer-run demo/data/demo_slide.tif --bank demo/demo.h5 --pitch-um 50 \
+		--out demo/demo_slide.h5ad --png ERBB2,COL1A1,CD3E
+	$(BIN)/stinfer-export score demo/spots.h5ad --counts demo/data/demo_slide_truth.tsv.gz --bank demo/demo.h5
+	@echo
+	@echo "Prediction at 50 um:           demo/demo_slide.h5ad"
+	@echo "Its picture:                   demo/demo_slide.ERBB2.png (also COL1A1, CD3E)"
+	@echo "Prediction at measured spots:  demo/spots.h5ad; its correlation with the simulated truth is above"
+
+export: $(RUN)  ## convert the backbones in models/checkpoints and build reference_bank/her2st.h5
+	@if ls -d models/checkpoints/* 2>/dev/null | grep -qv README.md; then $(MAKE) --no-print-directory $(CONVERT); fi
+	$(BIN)/stinfer-export all $(if $(HER2ST),--her2st '$(HER2ST)') $(if $(MODEL),--model '$(MODEL)')
+
+test: $(DEV)  ## run the tests
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(DEV)  ## run the slow proofs too
+	$(BIN)/python -m pytest
+
+test-wheel: build  ## run the runtime's tests from the built wheel, with base dependencies and `cpu` alone
+	rm -rf build/wheel-venv && $(PYTHON) -m venv build/wheel-venv
+	build/wheel-venv/bin/python -m pip install --quiet --disable-pip-version-check "$$(ls dist/*.whl)[cpu]" pytest
+	build/wheel-venv/bin/python -m pip list --disable-pip-version-check
+	build/wheel-venv/bin/python -m pytest tests/runtime
+
+check: $(DEV)  ## lint, format, types and import rules; changes nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fmt: $(DEV)  ## format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+build: $(DEV)  ## build the wheel and the source archive into dist/
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+
+clean:  ## remove what make has made, but not models and banks
+	rm -rf $(VENV) build dist demo .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(RUN): pyproject.toml | $(BIN)/python
+	$(PIP) -e '.[cpu,bank]'
+	@touch $@
+
+$(CONVERT): pyproject.toml | $(BIN)/python
+	$(PIP) -e '.[cpu,export]'
+	@touch $@ $(RUN)
+
+$(DEV): pyproject.toml | $(BIN)/python
+	$(PIP) -e '.[cpu,export,dev]'
+	@touch $@ $(CONVERT) $(RUN)
