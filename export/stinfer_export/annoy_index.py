@@ -63,10 +63,10 @@ def build_index(embedding: F32, distance: Distance, k: int) -> AnnoyIndexBytes:
         index.save(str(path))
         data = path.read_bytes()
     queries = embedding[recall_queries(n_refs)]
-    truth = ExactSearch(embedding, distance).query(queries, k)[1]
+    truth = ExactSearch(embedding, distance).query(queries, k)[0]
     search_k = k
     while True:
-        found = recall(AnnoySearch(data, embedding, distance, search_k).query(queries, k)[1], truth)
+        found = recall(AnnoySearch(data, embedding, distance, search_k).query(queries, k)[0], truth)
         if found >= ANNOY_MIN_RECALL or search_k > N_TREES * n_refs:
             return AnnoyIndexBytes(data, search_k, found)
         search_k *= 2

@@ -10,7 +10,6 @@ import numpy as np
 
 from stinfer import h5ad
 from stinfer.bank import Bank, hash_parts
-from stinfer.files import written_beside
 
 
 def write_bank(
@@ -44,7 +43,8 @@ def write_bank(
         "hashes": hashes,
         **{name: np.frombuffer(data, dtype=np.uint8) for name, data in blobs.items()},
     }
-    with written_beside(bank.path) as partial, h5ad.start_file(partial) as file:
+    with h5ad.new_file(bank.path) as new:
+        file = new.root
         h5ad.write_csr(file, "X", sparse.data, sparse.indices, sparse.indptr, (bank.n_refs, sparse.n_columns))
         texts = {"section": bank.sections, "patient": bank.patients}
         h5ad.write_table(file, "obs", bank.spots, bank.spot_columns, texts)

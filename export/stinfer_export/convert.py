@@ -10,93 +10,23 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-import warnings
-from dataclasses import dataclass
 from pathlib import Path
 
-from stinfer.contract import MODEL_EMBEDDING, MODEL_FEATURES, MODEL_INPUT, ModelCard
 from stinfer.errors import ExtraMissingError, OutputExistsError, OutputWriteError, SettingError
-from stinfer_export.errors import BackboneUnsupportedError, DownloadError
+from stinfer_export.errors import DownloadError
 from stinfer_export.registry import BackboneSpec, resolve
 
 try:
     import onnx
-    import onnxscript  # noqa: F401  # torch.onnx needs it, and would say so late and at length
     import timm
     import torch
-
-    from stinfer_export import parity, weights
 except ImportError as missing:
     raise ExtraMissingError(missing.name or "torch", "export", "converting a backbone") from missing
 
+from stinfer_export import parity, weights
+from stinfer_export.graph import export_graph
+
 logger = logging.getLogger(__name__)
-
-# ONNX Runtime 1.17 reads both; the exporter itself would write the newest it knows.
-OPSET = 18
-IR_VERSION = 8
-PRODUCER = "stinfer-export"
-
-# One file, with no data beside it, is a protobuf message, and those end here.
-MAX_FILE_BYTES = 2**31 - 1
-
-# Cells of the map in the probe that finds its layout. Unequal, and no number of channels of a network.
-_PROBE_CELLS = (8, 10)
-_PROBE_CELL_PX = 32
-
-
-@dataclass(frozen=True)
-class FeatureMap:
-    """What a network's map of cells looks like.
-
-    Parameters
-    ----------
-    channels : numbers per cell
-    stride : pixels from one cell to the next
-    """
-
-    channels: int
-    stride: int
-
-
-class BackboneGraph(torch.nn.Module):
-    """What is written: pixels as they are stored in, embedding (and map) out.
-
-    Parameters
-    ----------
-    backbone : timm network without a classifier
-    spec : its normalisation
-    with_features : whether the map is an output
-    """
-
-    mean: torch.Tensor
-    scale: torch.Tensor
-
-    def __init__(self, backbone: torch.nn.Module, spec: BackboneSpec, *, with_features: bool) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.with_features = with_features
-        std = torch.tensor(spec.std, dtype=torch.float64)
-        mean = torch.tensor(spec.mean, dtype=torch.float64)
-        self.register_buffer("mean", (mean * 255).float().reshape(3, 1, 1))
-        self.register_buffer("scale", (1 / (std * 255)).float().reshape(3, 1, 1))
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Normalise and encode.
-
-        Parameters
-        ----------
-        pixels : (n, height, width, 3), uint8, RGB
-
-        Returns
-        -------
-        embedding (n, dim); with it, if asked for, features (n, channels, height / stride, width / stride)
-        """
-        # Moved while a pixel is still one byte per channel.
-        images = (pixels.permute(0, 3, 1, 2).float() - self.mean) * self.scale
-        if not self.with_features:
-            return self.backbone(images)  # type: ignore[no-any-return]
-        features = self.backbone.forward_features(images)  # type: ignore[operator]
-        return self.backbone.forward_head(features), features  # type: ignore[operator]
 
 
 def convert_backbone(
@@ -151,6 +81,8 @@ def convert_backbone(
         raise OutputExistsError(target)
 
     backbone, sha256 = _load(spec, checkpoint)
+    # Before the minutes that tracing may take.
+    _make_folder(target)
     model = export_graph(backbone, spec, sha256)
     _write_checked(model, target, backbone, spec)
     return target
@@ -160,69 +92,6 @@ def build_backbone(spec: BackboneSpec) -> torch.nn.Module:
     """Build the network without its classifier, in evaluation mode, its weights still random."""
     backbone: torch.nn.Module = timm.create_model(spec.name, pretrained=False, num_classes=0)
     return backbone.eval()
-
-
-def find_feature_map(backbone: torch.nn.Module, spec: BackboneSpec) -> FeatureMap | None:
-    """Find whether `forward_features` gives (n, channels, height / stride, width / stride).
-
-    Convolutional networks do. Transformers give a list of tokens, or channels last; those, and
-    networks that take one size only, have no map.
-    """
-    if spec.fixed_size:
-        return None
-    height_px, width_px = (cells * _PROBE_CELL_PX for cells in _PROBE_CELLS)
-    with torch.inference_mode():
-        features = backbone.forward_features(torch.zeros(1, 3, height_px, width_px))  # type: ignore[operator]
-    if not isinstance(features, torch.Tensor) or features.ndim != 4:
-        return None
-    _, channels, rows, columns = features.shape
-    stride = height_px // rows
-    if rows * stride != height_px or columns * stride != width_px:
-        return None
-    return FeatureMap(channels, stride)
-
-
-def export_graph(backbone: torch.nn.Module, spec: BackboneSpec, checkpoint_sha256: str) -> onnx.ModelProto:
-    """Make the ONNX model of a network that has its weights.
-
-    Raises
-    ------
-    BackboneUnsupportedError
-        Torch cannot express it, it is larger than one file may be, or it gives no vector per patch.
-    """
-    n_bytes = sum(parameter.numel() * 4 for parameter in backbone.parameters())
-    if n_bytes > MAX_FILE_BYTES:
-        raise BackboneUnsupportedError(spec.name, f"its {n_bytes / 2**30:.1f} GiB do not fit one ONNX file")
-    feature_map = find_feature_map(backbone, spec)
-    if feature_map is None:
-        logger.warning("%s has no map of cells: its file has no output %r", spec.name, MODEL_FEATURES)
-    graph = BackboneGraph(backbone, spec, with_features=feature_map is not None).eval()
-    height_px, width_px = spec.input_size_px, spec.input_size_px
-    if not spec.fixed_size:
-        height_px, width_px = height_px + 32, width_px + 64
-    example = torch.zeros(2, height_px, width_px, 3, dtype=torch.uint8)
-    with torch.inference_mode():
-        given = graph(example)
-        embedding = given if feature_map is None else given[0]
-    if embedding.ndim != 2:
-        cause = f"it gives {embedding.ndim - 1} dimensions per patch, not one"
-        raise BackboneUnsupportedError(spec.name, cause)
-
-    outputs = [MODEL_EMBEDDING] if feature_map is None else [MODEL_EMBEDDING, MODEL_FEATURES]
-    model = _to_onnx(graph, example, outputs, spec)
-    card = ModelCard(
-        backbone=spec.name,
-        input_size_px=spec.input_size_px,
-        dim=int(embedding.shape[1]),
-        channels=0 if feature_map is None else feature_map.channels,
-        stride=0 if feature_map is None else feature_map.stride,
-        checkpoint_sha256=checkpoint_sha256,
-        precision="fp32",
-    )
-    _strip(model)
-    _name_axes(model, card)
-    onnx.helper.set_model_props(model, card.to_props())
-    return model
 
 
 def _load(spec: BackboneSpec, checkpoint: Path | None) -> tuple[torch.nn.Module, str]:
@@ -248,65 +117,11 @@ def _download(spec: BackboneSpec) -> weights.StateDict:
     return state
 
 
-def _to_onnx(
-    graph: BackboneGraph, example: torch.Tensor, outputs: list[str], spec: BackboneSpec
-) -> onnx.ModelProto:
-    sides = (0,) if spec.fixed_size else (0, 1, 2)
+def _make_folder(target: Path) -> None:
     try:
-        with warnings.catch_warnings():
-            # The exporter warns of its own inner workings; what counts is measured by `parity`.
-            warnings.simplefilter("ignore")
-            program = torch.onnx.export(
-                graph,
-                (example,),
-                dynamo=True,
-                input_names=[MODEL_INPUT],
-                output_names=outputs,
-                opset_version=OPSET,
-                dynamic_shapes=(dict.fromkeys(sides, torch.export.Dim.DYNAMIC),),
-                verbose=False,
-            )
-    except (RuntimeError, ValueError) as error:
-        cause = str(error).strip().partition("\n")[0]
-        raise BackboneUnsupportedError(spec.name, f"torch.onnx does not express it ({cause})") from error
-    if program is None:  # the signature allows it; with dynamo=True it does not happen
-        raise BackboneUnsupportedError(spec.name, "torch.onnx gave no model")
-    return program.model_proto
-
-
-def _strip(model: onnx.ModelProto) -> None:
-    """Take out what says where and by what the graph was traced; it would differ from machine to machine."""
-    for field in ("producer_version", "doc_string", "metadata_props"):
-        model.ClearField(field)
-    model.ir_version = IR_VERSION
-    model.producer_name = PRODUCER
-    _strip_graph(model.graph)
-    model.graph.name = "backbone"
-
-
-def _strip_graph(graph: onnx.GraphProto) -> None:
-    graph.ClearField("value_info")
-    for item in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
-        item.ClearField("doc_string")
-        item.ClearField("metadata_props")
-    for attribute in (attribute for node in graph.node for attribute in node.attribute):
-        attribute.ClearField("doc_string")
-        # Even reading the field `g` in passing could make an attribute of another type a graph.
-        if attribute.HasField("g"):
-            _strip_graph(attribute.g)
-
-
-def _name_axes(model: onnx.ModelProto, card: ModelCard) -> None:
-    """Give the axes the names of the format in place of the tracer's symbols."""
-    names = {
-        MODEL_INPUT: ("n", "height", "width", None),
-        MODEL_EMBEDDING: ("n", None),
-        MODEL_FEATURES: ("n", None, f"height/{card.stride}", f"width/{card.stride}"),
-    }
-    for value in (*model.graph.input, *model.graph.output):
-        for axis, axis_name in zip(value.type.tensor_type.shape.dim, names[value.name], strict=True):
-            if axis_name is not None and not axis.HasField("dim_value"):
-                axis.dim_param = axis_name
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputWriteError(target, str(error)) from error
 
 
 def _write_checked(
@@ -314,7 +129,6 @@ def _write_checked(
 ) -> None:
     """Write beside the target, check, and only then take its name."""
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         handle, part_name = tempfile.mkstemp(prefix=f".{spec.name}-", suffix=".part", dir=target.parent)
     except OSError as error:
         raise OutputWriteError(target, str(error)) from error

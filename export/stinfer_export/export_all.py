@@ -95,8 +95,9 @@ def export_all(her2st_dir: Path | None, model: str | None, progress: Progress | 
     folder = her2st_dir or next((place for place in HER2ST_PLACES if place.is_dir()), None)
     if folder is None:
         yield (
-            f"no bank: the her2st data set was not found. Get {HER2ST_URL}, unpack its images and counts, and run: "
-            "make export HER2ST=<its data folder>, or put that folder at reference_bank/data/her2st"
+            f"no bank: the her2st data set was not found. Get {HER2ST_URL}, unpack its images and "
+            "counts, and run: make export HER2ST=<its data folder>; or put that folder at "
+            f"{HER2ST_PLACES[0]}"
         )
         return
     chosen = MODELS / f"{_choose_model(model, list(checkpoints))}.onnx"

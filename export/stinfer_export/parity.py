@@ -36,8 +36,6 @@ _ORT_ERRORS = (
 TOLERANCE = 1e-4
 """Largest relative error at which a file is kept."""
 
-BATCH_SIZES = (1, 2, 5)
-
 # Mean colours of an H&E slide, RGB 0 to 255: glass, eosin (stroma), hematoxylin (nuclei).
 _GLASS = np.array([240.0, 238.0, 242.0])
 _EOSIN = np.array([222.0, 150.0, 188.0])
@@ -47,9 +45,8 @@ _HEMATOXYLIN = np.array([112.0, 72.0, 148.0])
 def check_parity(
     backbone: torch.nn.Module, path: Path, spec: BackboneSpec, *, tolerance: float = TOLERANCE
 ) -> dict[str, float]:
-    """Compare the two on random and on tissue-like patches, in batches of 1, 2 and 5.
+    """Compare the two on random and on tissue-like patches, in batches of several sizes.
 
-    The batch of 2 is not square and larger than the network's own size (unless it takes no other).
     The error of an output is ``max |onnx - torch| / max |torch|`` over one batch.
 
     Parameters
@@ -71,9 +68,9 @@ def check_parity(
     session = _session(path, spec.name)
     outputs = [output.name for output in session.get_outputs()]
     worst = dict.fromkeys(outputs, 0.0)
-    for kind, pixels in sample_batches(spec):
+    for pixels in sample_batches(spec):
         truths = reference(backbone, spec, pixels)
-        batch = f"{pixels.shape[0]} {kind} patches of {pixels.shape[1]} x {pixels.shape[2]} px"
+        batch = f"{pixels.shape[0]} patches of {pixels.shape[1]} x {pixels.shape[2]} px"
         try:
             given = session.run(outputs, {MODEL_INPUT: pixels})
         except _ORT_ERRORS as error:
@@ -131,20 +128,21 @@ def relative_error(found: F32, truth: F32, name: str, batch: str) -> float:
     return float(np.abs(found.astype(np.float64) - truth).max()) / scale
 
 
-def sample_batches(spec: BackboneSpec) -> Iterator[tuple[str, U8]]:
-    """Make the batches to compare on; the same ones every time.
+def sample_batches(spec: BackboneSpec) -> Iterator[U8]:
+    """Make the batches to compare on: of 1, 2 and 5 patches, the same ones every time.
+
+    Patches are tissue-like and random in turn. The first batch is smaller than the network's own
+    size, the second larger, both not square; unless the network takes its own size only.
 
     Yields
     ------
-    ``random`` or ``tissue-like``, and pixels (n, height, width, 3)
+    (n, height, width, 3), RGB
     """
     rng = np.random.default_rng(0)
-    for n in BATCH_SIZES:
-        other = n == 2 and not spec.fixed_size
-        height_px = spec.input_size_px + (32 if other else 0)
-        width_px = spec.input_size_px + (64 if other else 0)
-        yield "random", rng.integers(0, 256, (n, height_px, width_px, 3), dtype=np.uint8)
-        yield "tissue-like", np.stack([tissue_patch(rng, height_px, width_px) for _ in range(n)])
+    side = spec.input_size_px
+    for n, height_px, width_px in ((1, side // 2, side * 3 // 4), (2, side + 32, side + 64), (5, side, side)):
+        size = (side, side) if spec.fixed_size else (height_px, width_px)
+        yield np.stack([_random_patch(rng, *size) if i % 2 else tissue_patch(rng, *size) for i in range(n)])
 
 
 def tissue_patch(rng: np.random.Generator, height_px: int, width_px: int) -> U8:
@@ -163,6 +161,10 @@ def tissue_patch(rng: np.random.Generator, height_px: int, width_px: int) -> U8:
     return painted
 
 
+def _random_patch(rng: np.random.Generator, height_px: int, width_px: int) -> U8:
+    return rng.integers(0, 256, (height_px, width_px, 3), dtype=np.uint8)
+
+
 def _smooth_noise(rng: np.random.Generator, height_px: int, width_px: int, cell_px: int) -> F64:
     """Random values on a grid of `cell_px`, 0 to 1, and straight lines between them."""
     y = np.arange(height_px) / cell_px
@@ -176,6 +178,8 @@ def _smooth_noise(rng: np.random.Generator, height_px: int, width_px: int, cell_
 def _session(path: Path, name: str) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    # Its idle threads would otherwise keep the cores that torch computes the reference on.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except _ORT_ERRORS as error:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import pickle
+import struct
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,19 @@ WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "mo
 PREFIXES = ("module.", "_orig_mod.")
 # Counts training steps; never learned, and not read in evaluation.
 UNLEARNED = ".num_batches_tracked"
+
+# What torch's unpickler meets a damaged file with; which one depends on the byte it stumbles over.
+_DAMAGE: tuple[type[Exception], ...] = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    AssertionError,
+    struct.error,
+)
 
 _READ_CHUNK_BYTES = 1 << 20
 
@@ -128,14 +143,16 @@ def _read(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # It warns of pickle protocols it was not written for; those it cannot read are errors.
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         cause = "it is no torch file, or holds objects other than tensors (refused: they may run code)"
         raise CheckpointUnreadableError(path, cause) from error
     except SafetensorError as error:
         raise CheckpointUnreadableError(path, f"it is no whole safetensors file ({error})") from error
-    except (OSError, EOFError, RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
-        # The unpickler meets a damaged file with whichever of these its opcodes happen to lead to.
+    except _DAMAGE as error:
         raise CheckpointUnreadableError(path, f"it is damaged ({_first_line(error)})") from error
 
 

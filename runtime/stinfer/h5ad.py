@@ -6,29 +6,132 @@ https://anndata.readthedocs.io/en/latest/fileformat-prose.html
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
 
 from stinfer.contract import AnyArray
+from stinfer.files import written_beside
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 Scalar = str | bool | int | float
 
 
-def start_file(path: Path) -> h5py.File:
-    """Create a file with the root of an AnnData object and its empty mappings.
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[NewFile]:
+    """Create an AnnData file, all or nothing.
 
-    `libver` and creation order are left at the defaults, and no time stamps are stored, so that
-    the same content gives the same bytes.
+    The same content gives the same bytes: no time stamps, no creation order.
+
+    Raises
+    ------
+    OutputWriteError
+        The disk is full, or the folder cannot be written.
     """
-    file = h5py.File(path, "w", track_order=False)
-    _mark(file, "anndata", "0.1.0")
-    for name in ("layers", "obsm", "obsp", "uns", "varm", "varp"):
-        write_mapping(file, name, {})
-    return file
+    with written_beside(path) as partial, partial.open("r+b", buffering=0) as raw:
+        disk = _Disk(raw)
+        with h5py.File(disk, "w", track_order=False) as file:
+            _mark(file, "anndata", "0.1.0")
+            for name in ("layers", "obsm", "obsp", "uns", "varm", "varp"):
+                write_mapping(file, name, {})
+            yield NewFile(file, disk)
+        disk.check()
+
+
+@dataclass(frozen=True)
+class NewFile:
+    """A file being written.
+
+    Parameters
+    ----------
+    root : its root group
+    disk : what it is written to
+    """
+
+    root: h5py.File
+    disk: _Disk
+
+    def check(self) -> None:
+        """Stop early if the disk is full.
+
+        Raises
+        ------
+        OSError
+            A write has failed.
+        """
+        self.disk.check()
+
+
+class _Disk(io.RawIOBase):
+    """The file below HDF5, which keeps the first failure to itself.
+
+    HDF5 cannot give up: after a failed write it goes on writing as it closes, with a message for each
+    object, and may crash the process. So it is told that all is well, and `check` tells us the truth.
+
+    Parameters
+    ----------
+    raw : the open file, unbuffered
+    """
+
+    def __init__(self, raw: io.FileIO) -> None:
+        super().__init__()
+        self._raw = raw
+        self._failure: OSError | None = None
+        self._position = 0
+
+    def write(self, data: Buffer) -> int:
+        """Write all of `data` where we are."""
+        data = memoryview(data)
+        if self._failure is None:
+            try:
+                self._raw.seek(self._position)
+                written = 0
+                while written < len(data):
+                    written += self._raw.write(data[written:]) or 0
+            except OSError as failure:
+                self._failure = failure
+        self._position += len(data)
+        return len(data)
+
+    def readinto(self, buffer: Buffer) -> int:
+        """Fill `buffer` from where we are; what was never written is zeros."""
+        buffer = memoryview(buffer)
+        self._raw.seek(self._position)
+        found = self._raw.readinto(buffer) or 0
+        buffer[found:] = bytes(len(buffer) - found)
+        self._position += len(buffer)
+        return len(buffer)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move, as `io.IOBase.seek`."""
+        self._position = self._raw.seek(offset, whence) if whence == io.SEEK_END else offset
+        return self._position
+
+    def tell(self) -> int:
+        """Return where we are."""
+        return self._position
+
+    def truncate(self, size: int | None = None) -> int:
+        """Set the file's size."""
+        if self._failure is None:
+            try:
+                self._raw.truncate(size)
+            except OSError as failure:
+                self._failure = failure
+        return self._position if size is None else size
+
+    def check(self) -> None:
+        """Raise the first failure, if there was one."""
+        if self._failure is not None:
+            raise self._failure
 
 
 def write_mapping(parent: h5py.Group, name: str, values: Mapping[str, Any]) -> h5py.Group:

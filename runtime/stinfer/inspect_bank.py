@@ -32,7 +32,7 @@ def describe_bank(bank: Bank) -> str:
     )
     lines = {
         "bank": bank.path.name,
-        "data set": f"{s.dataset}, {len(set(bank.patients))} patients, {len(counts)} sections",
+        "data set": f"{s.dataset}, patients {len(set(bank.patients))}, sections {len(counts)}",
         "references": f"{bank.n_refs} spots: {sections}",
         "genes": f"{len(bank.genes)} ({s.gene_join} of the sections' genes), {stored:.0%} of values not zero",
         "expression": "log1p of counts per 10,000",
@@ -85,8 +85,8 @@ def _check_index(bank: Bank, index: bytes) -> float:
         cause = "it was not built from the bank's embeddings"
         raise BankAlteredError(bank.path, "Annoy index", cause)
     queries = bank.embedding[recall_queries(bank.n_refs)]
-    truth = ExactSearch(bank.embedding, s.distance).query(queries, s.k)[1]
-    found = recall(annoy.query(queries, s.k)[1], truth)
+    truth = ExactSearch(bank.embedding, s.distance).query(queries, s.k)[0]
+    found = recall(annoy.query(queries, s.k)[0], truth)
     if found < s.annoy_recall - _RECALL_SLACK:
         cause = f"it finds {found:.3f} of the true neighbors, recorded is {s.annoy_recall:.3f}"
         raise BankAlteredError(bank.path, "Annoy index", cause)

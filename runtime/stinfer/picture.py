@@ -157,7 +157,8 @@ def _draw_scale_bar(
     x, y = corner
     right = x + round(length_um / um_per_px)
     draw.rectangle((x, y + 6, right, y + 10), fill=_INK)
-    label = f"{length_um / 1000:g} mm" if length_um >= 1000 else f"{length_um:g} µm"
+    # In mm throughout: Pillow's built-in font has no µ.
+    label = f"{length_um / 1000:g} mm"
     draw.text((right + 8, y + 8), label, font=_font(16), fill=_INK, anchor="lm")
 
 

@@ -131,7 +131,8 @@ def write_prediction(
         The disk is full, or the folder cannot be written.
     """
     shape = (len(table.spots), len(table.genes))
-    with written_beside(path) as partial, h5ad.start_file(partial) as file:
+    with h5ad.new_file(path) as new:
+        file = new.root
         h5ad.write_table(file, "obs", table.spots, table.spot_columns)
         h5ad.write_table(file, "var", table.genes, table.gene_columns)
         h5ad.write_array(file["obsm"], "spatial", table.spatial)
@@ -140,6 +141,7 @@ def write_prediction(
         matrix = h5ad.create_matrix(file, "X", shape, chunks=(256, 256))
         for spots, genes, values in iter_expression(expression, chosen, neighbors):
             matrix[spots, genes] = values
+            new.check()
 
 
 def write_csv(

@@ -27,6 +27,8 @@ from stinfer.errors import (
 )
 
 FLAT_LIMIT_PX = 500_000_000
+# MPO is the JPEG of cameras that add a preview.
+_FLAT_FORMATS = ("JPEG", "MPO", "PNG", "TIFF")
 _UM_PER_INCH = 25_400.0
 # Pillow's bilinear filter widens with the reduction: a triangle over two output pixels. Unlike a
 # box it has no jumps as the phase between source and output pixels changes.
@@ -207,7 +209,7 @@ def open_slide(path: str | Path, mpp: float | None = None) -> Slide:
             return Slide(path, source, (mpp, mpp), "given by the user")
         if found is None:
             raise ScaleUnknownError(path)
-        check_mpp(f"{said_by} of slide {path}", found)
+        check_mpp(f"the {said_by} of {path}", found)
     except SlideError:
         source.close()
         raise
@@ -239,11 +241,11 @@ def _open_source(path: Path) -> tuple[_Source, tuple[float, float] | None, str]:
         scale = _number(handle.properties.get(openslide.PROPERTY_NAME_MPP_X))
         scale_y = _number(handle.properties.get(openslide.PROPERTY_NAME_MPP_Y))
         found = None if scale is None or scale_y is None else (scale, scale_y)
-        return _OpenSlideSource(path, handle), found, "the slide's own metadata"
+        return _OpenSlideSource(path, handle), found, "slide metadata"
     if path.is_dir():
         raise SlideUnreadableError(path, "it is a folder that holds no slide OpenSlide knows") from refusal
     pixels, found = _read_flat(path)
-    return _FlatSource(pixels), found, "the resolution tag"
+    return _FlatSource(pixels), found, "resolution tag"
 
 
 def _number(text: str | None) -> float | None:
@@ -259,7 +261,7 @@ def _read_flat(path: Path) -> tuple[U8, tuple[float, float] | None]:
     try:
         # Pillow's own limit is below an ordinary section's photograph; ours is checked before decoding.
         Image.MAX_IMAGE_PIXELS = None
-        with Image.open(path) as image:
+        with Image.open(path, formats=_FLAT_FORMATS) as image:
             if image.width * image.height > FLAT_LIMIT_PX:
                 raise SlideTooLargeError(path, image.width, image.height, FLAT_LIMIT_PX)
             if image.mode not in ("RGB", "RGBA", "P", "CMYK", "YCbCr"):

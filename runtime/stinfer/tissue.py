@@ -13,9 +13,12 @@ THUMBNAIL_UM_PER_PX = 8.0
 THUMBNAIL_LONGEST_PX = 4096
 # Chroma of white glass under real scanners stays below; pale eosin lies above.
 CHROMA_FLOOR = 0.04
-# A speck smaller than this many µm across is dust, not tissue.
-SMOOTHING_UM = 48.0
-MINIMUM_FRACTION = 0.5
+# Optical density over glass, summed over the channels: eosin smeared around a section stays below.
+DENSITY_FLOOR = 0.10
+# Fat is tissue: cells of up to this width, empty but for their membranes, are filled.
+GAP_UM = 100.0
+# What is narrower than this is dust or a fibre, not tissue.
+SPECK_UM = 50.0
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,9 @@ def find_tissue(slide: Slide) -> TissueMask:
 
     1. Read the slide at about 8 µm per pixel.
     2. Chroma of a pixel: its largest minus its smallest channel. Glass is grey, stain is not.
-    3. Threshold by Otsu's method, never below `CHROMA_FLOOR`, so that an empty slide stays empty.
-    4. A pixel is tissue where most of the 48 µm around it is above the threshold.
+    3. Threshold it by Otsu's method, never below `CHROMA_FLOOR`, so that an empty slide stays empty.
+       A pixel must also be denser than the slide's glass by `DENSITY_FLOOR`.
+    4. Close gaps of up to 100 µm, such as fat cells; then open, which removes specks below 50 µm.
 
     References
     ----------
@@ -82,9 +86,11 @@ def find_tissue(slide: Slide) -> TissueMask:
     l0_per_px = (width / thumbnail.shape[1], height / thumbnail.shape[0])
     chroma = chroma_of(thumbnail)
     threshold = max(otsu_threshold(chroma), CHROMA_FLOOR)
-    radius_px = max(round(SMOOTHING_UM / (l0_per_px[0] * slide.mpp[0]) / 2), 1)
-    mask = _box_mean((chroma > threshold).astype(np.float64), radius_px) > MINIMUM_FRACTION
-    return TissueMask(mask, l0_per_px, threshold)
+    um_per_px = l0_per_px[0] * slide.mpp[0]
+    gap_px, speck_px = (round(size_um / um_per_px / 2) for size_um in (GAP_UM, SPECK_UM))
+    stained = (chroma > threshold) & (density_over_glass(thumbnail) > DENSITY_FLOOR)
+    mask = _eroded(_dilated(stained, gap_px), gap_px)
+    return TissueMask(_dilated(_eroded(mask, speck_px), speck_px), l0_per_px, threshold)
 
 
 def chroma_of(pixels: U8) -> F32:
@@ -100,6 +106,24 @@ def chroma_of(pixels: U8) -> F32:
     """
     spread = pixels.max(axis=2).astype(np.float32) - pixels.min(axis=2).astype(np.float32)
     return np.asarray(spread / np.float32(255), dtype=np.float32)
+
+
+def density_over_glass(pixels: U8) -> F32:
+    """Return how much darker each pixel is than the slide's glass.
+
+    Glass is each channel's 99th percentile: what a slide has of glass is its brightest part.
+
+    Parameters
+    ----------
+    pixels : (height, width, 3) uint8 RGB
+
+    Returns
+    -------
+    (height, width), optical density (decadic), sum of the three channels; negative where brighter
+    """
+    glass = np.percentile(pixels.reshape(-1, 3), 99, axis=0)
+    density = np.log10((glass + 1.0) / (pixels + np.float32(1.0)))
+    return np.asarray(density.sum(axis=2), dtype=np.float32)
 
 
 def otsu_threshold(values: F32) -> float:
@@ -128,12 +152,21 @@ def _integral(values: F64) -> F64:
     return padded
 
 
-def _box_mean(values: F64, radius_px: int) -> F64:
-    """Average over a square of 2 radius + 1 pixels, cut at the border."""
-    total = _integral(values)
-    height, width = values.shape
+def _dilated(mask: Bool, radius_px: int) -> Bool:
+    """Set every pixel with a set pixel in the square of 2 radius + 1 pixels around it."""
+    return np.asarray(_box_sum(mask, radius_px) > 0)
+
+
+def _eroded(mask: Bool, radius_px: int) -> Bool:
+    """Keep the pixels whose whole square is set; beyond the border the mask goes on as it is."""
+    return np.asarray(_box_sum(~mask, radius_px) == 0)
+
+
+def _box_sum(mask: Bool, radius_px: int) -> F64:
+    """Count the set pixels in the square around each pixel, cut at the border."""
+    total = _integral(mask.astype(np.float64))
+    height, width = mask.shape
     y, x = np.arange(height), np.arange(width)
     y0, y1 = np.maximum(y - radius_px, 0)[:, None], np.minimum(y + radius_px + 1, height)[:, None]
     x0, x1 = np.maximum(x - radius_px, 0)[None, :], np.minimum(x + radius_px + 1, width)[None, :]
-    inside = total[y1, x1] - total[y0, x1] - total[y1, x0] + total[y0, x0]
-    return np.asarray(inside / ((y1 - y0) * (x1 - x0)), dtype=np.float64)
+    return np.asarray(total[y1, x1] - total[y0, x1] - total[y1, x0] + total[y0, x0], dtype=np.float64)

@@ -172,7 +172,7 @@ def test_half_precision_is_taken(complete, headless):
 
     weights.fit(headless, halved, "a.pth", NAME)
 
-    assert torch.equal(headless.state_dict()["conv1.weight"], halved["conv1.weight"].float())
+    assert torch.equal(headless.state_dict()["conv1.0.weight"], halved["conv1.0.weight"].float())
 
 
 def test_only_the_count_of_steps_may_be_missing(complete, headless):
@@ -181,31 +181,36 @@ def test_only_the_count_of_steps_may_be_missing(complete, headless):
 
     weights.fit(headless, bare, "a.pth", NAME)
 
-    assert torch.equal(headless.state_dict()["bn1.running_var"], bare["bn1.running_var"])
+    assert torch.equal(headless.state_dict()["conv1.1.running_var"], bare["conv1.1.running_var"])
 
 
 def test_what_does_not_fit_is_counted_and_named_and_nothing_is_changed(complete, headless):
     state = dict(complete)
-    for name in ("bn1.weight", "bn1.bias", "bn1.running_mean", "layer1.0.conv1.weight"):
+    for name in ("conv1.1.weight", "conv1.1.bias", "conv1.1.running_mean", "layer1.0.conv1.weight"):
         del state[name]
     state["stem.weight"] = torch.ones(3)
-    state["conv1.weight"] = torch.ones(1, 2, 3)
-    state["bn1.running_var"] = torch.ones_like(state["bn1.running_var"], dtype=torch.int8)
+    state["conv1.0.weight"] = torch.ones(1, 2, 3)
+    state["conv1.1.running_var"] = torch.ones_like(state["conv1.1.running_var"], dtype=torch.int8)
     before = {name: tensor.clone() for name, tensor in headless.state_dict().items()}
 
     with pytest.raises(CheckpointMismatchError) as caught:
         weights.fit(headless, state, "a.pth", NAME)
 
-    shape = "x".join(map(str, complete["conv1.weight"].shape))
-    width = complete["bn1.running_var"].shape[0]
+    shape = "x".join(map(str, complete["conv1.0.weight"].shape))
+    width = complete["conv1.1.running_var"].shape[0]
     assert caught.value.what == (
         f"checkpoint a.pth does not fit {NAME}: "
-        "4 missing (bn1.weight, bn1.bias, bn1.running_mean, …); "
+        "4 missing (conv1.1.weight, conv1.1.bias, conv1.1.running_mean, …); "
         "1 unexpected (stem.weight); "
-        f"2 of the wrong shape (conv1.weight 1x2x3 instead of {shape}, "
-        f"bn1.running_var {width} int8 instead of {width})"
+        f"2 of the wrong shape (conv1.0.weight 1x2x3 instead of {shape}, "
+        f"conv1.1.running_var {width} int8 instead of {width})"
     )
-    assert caught.value.missing == ("bn1.weight", "bn1.bias", "bn1.running_mean", "layer1.0.conv1.weight")
+    assert caught.value.missing == (
+        "conv1.1.weight",
+        "conv1.1.bias",
+        "conv1.1.running_mean",
+        "layer1.0.conv1.weight",
+    )
     assert _same(headless.state_dict(), before)
 
 
@@ -226,7 +231,7 @@ def test_hash_of_weights_depends_on_names_and_values_not_on_their_order(complete
 
     assert digest == weights.state_sha256(dict(reversed(complete.items())))
     assert digest != weights.state_sha256({f"x{name}": tensor for name, tensor in complete.items()})
-    assert digest != weights.state_sha256({**complete, "bn1.bias": complete["bn1.bias"] + 1e-6})
+    assert digest != weights.state_sha256({**complete, "conv1.1.bias": complete["conv1.1.bias"] + 1e-6})
 
 
 def test_the_shared_checkpoint_fits_with_nothing_left_over():

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+_PROJECT = Path(__file__).resolve().parents[2]
+
+
+class SharedPath(type(Path())):
+    """A path whose children must exist: `shared / "slides" / "a.svs"` skips the test if they do not."""
+
+    def __truediv__(self, key):
+        child = super().__truediv__(key)
+        if not child.exists():
+            pytest.skip(f"{child} is not there")
+        return child
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data: STINFER_DATA, by default `shared` beside the project."""
+    folder = SharedPath(os.environ.get("STINFER_DATA") or _PROJECT.parent / "shared")
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> NoReturn:
+        msg = "the runtime must not use the network"
+        raise AssertionError(msg)
+
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)

@@ -1,0 +1,188 @@
+"""Banks that are cut, altered, newer, or not banks at all."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from stinfer.bank import Bank
+from stinfer.embed import open_encoder
+from stinfer.errors import (
+    BankAlteredError,
+    BankError,
+    BankFormatError,
+    BankNotFoundError,
+    BankVersionError,
+    ModelFormatError,
+)
+from stinfer.inspect_bank import describe_bank, verify_bank
+
+BANK = Path(__file__).parents[1] / "data" / "board_v1.h5"
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    return Path(shutil.copy(BANK, tmp_path / "bank.h5"))
+
+
+def test_a_bank_of_version_1_reads_as_it_was_made() -> None:
+    bank = Bank.open(BANK)
+    assert bank.genes == ("GREEN", "RED", "REST")
+    assert (bank.spots[0], bank.spots[-1]) == ("T1_0x0", "T1_5x4")
+    assert (set(bank.sections), set(bank.patients)) == ({"T1"}, {"T"})
+    # Column 5, row 4: 150 = 40 px border + 5.5 squares of 20 px; 160 = 60 + 5 * 20, 140 = 40 + 4 * 25.
+    np.testing.assert_array_equal(bank.spatial[-1], [150.0, 130.0])
+    np.testing.assert_allclose(bank.embedding[-1], [160.0, 140.0, 150.0], atol=1e-3)
+    np.testing.assert_allclose(bank.expression.columns(np.array([1]))[-1], [np.log(601)], rtol=1e-6)
+
+
+def test_columns_of_the_sparse_matrix_equal_the_dense_one() -> None:
+    bank = Bank.open(BANK)
+    with h5py.File(BANK) as file:
+        data, indices, indptr = (file[f"X/{part}"][...] for part in ("data", "indices", "indptr"))
+    dense = np.zeros((30, 3), dtype=np.float32)
+    for row in range(30):
+        for at in range(indptr[row], indptr[row + 1]):
+            dense[row, indices[at]] = data[at]
+    np.testing.assert_array_equal(bank.expression.columns(np.array([2, 0])), dense[:, [2, 0]])
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(BankNotFoundError):
+        Bank.open(tmp_path / "nothing.h5")
+
+
+@pytest.mark.parametrize("kept", [0, 1, 100, 5000, 40_000, 70_000])
+def test_a_truncated_bank_is_refused(copy: Path, kept: int) -> None:
+    copy.write_bytes(BANK.read_bytes()[:kept])
+    with pytest.raises(BankFormatError, match="cut short, damaged or no bank"):
+        Bank.open(copy)
+
+
+def test_a_text_file_is_no_bank(copy: Path) -> None:
+    copy.write_text("not a bank")
+    with pytest.raises(BankFormatError):
+        Bank.open(copy)
+
+
+def test_another_hdf5_file_is_no_bank(copy: Path) -> None:
+    with h5py.File(copy, "w") as file:
+        file["data"] = np.arange(3)
+    with pytest.raises(BankFormatError, match="an HDF5 file, but no bank"):
+        Bank.open(copy)
+
+
+@pytest.mark.parametrize(("version", "remedy"), [(2, "install a newer stinfer"), (0, "build it again")])
+def test_another_version_is_refused(copy: Path, version: int, remedy: str) -> None:
+    with h5py.File(copy, "r+") as file:
+        file["uns/stinfer/format_version"][...] = version
+    with pytest.raises(BankVersionError, match=f"format version {version}") as caught:
+        Bank.open(copy)
+    assert caught.value.fix.startswith(remedy)
+
+
+ALTERED = {
+    "obsm/embedding": "embedding",
+    "X/data": "expression",
+    "uns/stinfer/model": "model",
+    "uns/stinfer/annoy": "annoy",
+    "uns/stinfer/metric_mean": "metric",
+    "uns/stinfer/distance_quantiles": "calibration",
+    "obsm/spatial": "spots",
+    "var/cv_pearson": "genes",
+    "uns/stinfer/k": "settings",
+}
+
+
+@pytest.mark.parametrize(("dataset", "part"), ALTERED.items())
+def test_one_altered_value_is_refused_by_name(copy: Path, dataset: str, part: str) -> None:
+    with h5py.File(copy, "r+") as file:
+        values = file[dataset]
+        if values.shape == ():
+            values[...] = values[()] + 1
+        else:
+            first = values[0]
+            values[0] = first + 1 if not np.any(np.isnan(first)) else 0
+    with pytest.raises(BankAlteredError, match=f"its {part} was altered"):
+        Bank.open(copy)
+
+
+def test_every_flipped_byte_of_the_model_is_noticed_or_leaves_the_model_alone(copy: Path) -> None:
+    """Flip bytes all over the file: it opens only where what is read is unharmed."""
+    original = BANK.read_bytes()
+    model = Bank.open(BANK).model()
+    refused = 0
+    for position in range(0, len(original), 997):
+        damaged = bytearray(original)
+        damaged[position] ^= 0xFF
+        copy.write_bytes(bytes(damaged))
+        try:
+            bank = Bank.open(copy)
+            assert bank.model() == model
+            np.testing.assert_array_equal(bank.embedding, Bank.open(BANK).embedding)
+        except BankError:
+            refused += 1
+    assert refused > 20
+
+
+def test_a_link_to_another_file_is_refused(copy: Path, tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "secret.h5", "w") as file:
+        file["embedding"] = np.zeros((30, 3), dtype=np.float32)
+    with h5py.File(copy, "r+") as file:
+        del file["obsm/embedding"]
+        file["obsm/embedding"] = h5py.ExternalLink("secret.h5", "embedding")
+    with pytest.raises(BankFormatError, match="another file"):
+        Bank.open(copy)
+
+
+def test_a_declared_terabyte_is_refused(copy: Path) -> None:
+    with h5py.File(copy, "r+") as file:
+        del file["obsm/embedding"]
+        file["obsm"].create_dataset("embedding", shape=(30, 10**10), dtype="f4", chunks=(1, 1024))
+    with pytest.raises(BankFormatError, match="more bytes than the file"):
+        Bank.open(copy)
+
+
+def test_a_bank_without_its_model_takes_the_one_beside_it(copy: Path) -> None:
+    model = Bank.open(BANK).model()
+    with h5py.File(copy, "r+") as file:
+        del file["uns/stinfer/model"]
+        del file["uns/stinfer/hashes/model"]
+    bank = Bank.open(copy)
+    with pytest.raises(BankFormatError, match=r"there is no mean_color\.onnx beside it"):
+        bank.model()
+    (copy.parent / "mean_color.onnx").write_bytes(model)
+    assert bank.model() == model
+    (copy.parent / "mean_color.onnx").write_bytes(model[:-1])
+    with pytest.raises(ModelFormatError, match="SHA-256"):
+        bank.model()
+
+
+def test_the_banks_encoder_is_the_mean_colour() -> None:
+    encoder = open_encoder(Bank.open(BANK), device="cpu", threads=1)
+    pixels = np.zeros((2, 4, 6, 3), dtype=np.uint8)
+    pixels[1] = (10, 20, 30)
+    pixels[1, 0, 0] = (34, 20, 30)  # 24 more in one pixel of 24
+    np.testing.assert_allclose(encoder.embed(pixels), [[0, 0, 0], [11, 20, 30]], rtol=1e-6)
+
+
+def test_info_says_what_the_bank_holds() -> None:
+    text = describe_bank(Bank.open(BANK))
+    for said in (
+        "30 spots: T1 (30)",
+        "mean_color",
+        "200 µm apart",
+        "k 4, weighting inverse",
+        "100 µm as 8 px",
+    ):
+        assert said in text
+
+
+def test_verify_passes_the_bank_it_was_given() -> None:
+    lines = list(verify_bank(BANK))
+    assert lines[0] == "format, shapes and finiteness: 30 references x 3 genes"
+    assert any("mean_color loads" in line for line in lines)

@@ -1,0 +1,218 @@
+"""The main job on the board of `tests/make_fixtures.py`, where every prediction is known by hand."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import math
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+import stinfer
+from stinfer.errors import (
+    GeneUnknownError,
+    NoTissueError,
+    OutputExistsError,
+    OutputWriteError,
+    ScaleImpossibleError,
+    ScaleUnknownError,
+    SettingError,
+    SlideNotFoundError,
+    SpotsOutsideError,
+)
+
+DATA = Path(__file__).parents[1] / "data"
+BANK = DATA / "board_v1.h5"
+BOARD = DATA / "board.png"
+GLASS = DATA / "glass.png"
+# The board is drawn at 5 µm per pixel: squares of 40 px within a border of 80 px.
+MPP = 5.0
+SQUARE, BORDER = 40, 80
+
+
+def center(column: int, row: int) -> tuple[float, float]:
+    return BORDER + (column + 0.5) * SQUARE, BORDER + (row + 0.5) * SQUARE
+
+
+def expected(count: int) -> float:
+    """log1p CP10K of a count in a spot of 100 counts."""
+    return math.log(1 + 100 * count)
+
+
+@pytest.fixture
+def spots(tmp_path: Path) -> Path:
+    path = tmp_path / "spots.csv"
+    rows = [f"s{c}{r},{center(c, r)[0]},{center(c, r)[1]}" for c, r in [(0, 0), (5, 4), (2, 3)]]
+    path.write_text("id,x,y\n" + "\n".join(rows) + "\n")
+    return path
+
+
+def read_x(path: Path) -> tuple[list[str], list[str], np.ndarray]:
+    with h5py.File(path) as file:
+        names = [list(file[f"{part}/_index"].asstr()[...]) for part in ("obs", "var")]
+        return names[0], names[1], file["X"][...]
+
+
+def test_a_spot_on_a_reference_colour_gets_that_reference_alone(tmp_path: Path, spots: Path) -> None:
+    result = stinfer.predict_slide(BOARD, BANK, out=tmp_path / "p.h5ad", mpp=MPP, spots=spots)
+    names, genes, x = read_x(result.path)
+    assert names == ["s00", "s54", "s23"]
+    assert genes == ["GREEN", "RED", "REST"]
+    # Distance 0 to one reference: with inverse weights it has all the weight.
+    by_hand = [[expected(1), expected(1), expected(98)]]
+    by_hand += [[expected(5), expected(6), expected(89)], [expected(4), expected(3), expected(93)]]
+    np.testing.assert_allclose(x, by_hand, rtol=1e-6)
+
+
+def test_uniform_weights_average_the_four_nearest(tmp_path: Path, spots: Path) -> None:
+    """Colours step by 20 along columns and 25 along rows, so a corner's 4 nearest are known."""
+    result = stinfer.predict_slide(
+        BOARD, BANK, out=tmp_path / "p.h5ad", mpp=MPP, spots=spots, weighting="uniform", k=4
+    )
+    _, _, x = read_x(result.path)
+    # Of square (0, 0): itself, (1, 0) at 20, (0, 1) at 25, (1, 1) at 32; (2, 0) is at 40.
+    green = np.mean([expected(1), expected(1), expected(2), expected(2)])
+    red = np.mean([expected(1), expected(2), expected(1), expected(2)])
+    np.testing.assert_allclose(x[0, :2], [green, red], rtol=1e-6)
+
+
+def test_the_grid_covers_the_coloured_squares_and_no_glass(tmp_path: Path) -> None:
+    result = stinfer.predict_slide(BOARD, BANK, out=tmp_path / "p.h5ad", mpp=MPP, csv=tmp_path / "p.csv")
+    with (tmp_path / "p.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == result.n_spots > 20
+    for row in rows:
+        # The pitch of 200 µm is a square, and the border two: lattice (c + 2, r + 2) is square (c, r).
+        column, line = int(row["array_col"]) - 2, int(row["array_row"]) - 2
+        assert row["id"] == f"{column + 2}x{line + 2}"
+        assert (float(row["x"]), float(row["y"])) == center(column, line)
+        assert float(row["RED"]) == pytest.approx(expected(column + 1), rel=1e-4)
+        assert float(row["GREEN"]) == pytest.approx(expected(line + 1), rel=1e-4)
+        assert float(row["neighbor_distance"]) == 0.0
+        assert (row["confidence"], row["in_domain"]) == ("1", "1")
+
+
+def test_a_finer_pitch_gives_four_times_the_spots(tmp_path: Path) -> None:
+    coarse = stinfer.predict_slide(BOARD, BANK, out=tmp_path / "a.h5ad", mpp=MPP, pitch_um=200)
+    fine = stinfer.predict_slide(BOARD, BANK, out=tmp_path / "b.h5ad", mpp=MPP, pitch_um=100)
+    assert fine.n_spots == pytest.approx(4 * coarse.n_spots, rel=0.1)
+
+
+def test_colours_unlike_the_bank_are_out_of_domain_and_said(tmp_path: Path) -> None:
+    Image.new("RGB", (200, 200), (0, 255, 0)).save(tmp_path / "green.png")
+    (tmp_path / "one.csv").write_text("x,y\n100,100\n")
+    result = stinfer.predict_slide(
+        tmp_path / "green.png", BANK, out=tmp_path / "p.h5ad", mpp=MPP, spots=tmp_path / "one.csv"
+    )
+    assert any("in_domain is false" in notice for notice in result.notices)
+    with h5py.File(result.path) as file:
+        assert not file["obs/in_domain"][0]
+        assert file["obs/confidence"][0] == 0
+        assert list(file["uns/stinfer/notices"].asstr()[...]) == list(result.notices)
+
+
+def test_the_record_says_what_was_used(tmp_path: Path, spots: Path) -> None:
+    result = stinfer.predict_slide(BOARD, BANK, out=tmp_path / "p.h5ad", mpp=MPP, spots=spots)
+    with h5py.File(result.path) as file:
+        record = file["uns/stinfer"]
+        assert record["slide/sha256"].asstr()[()] == hashlib.sha256(BOARD.read_bytes()).hexdigest()
+        assert record["bank/sha256"].asstr()[()] == hashlib.sha256(BANK.read_bytes()).hexdigest()
+        assert record["slide/name"].asstr()[()] == "board.png"
+        assert record["slide/mpp_x_um"][()] == MPP
+        assert record["slide/mpp_source"].asstr()[()] == "given by the user"
+        assert record["run/provider"].asstr()[()] == "CPUExecutionProvider"
+        assert record["run/search"].asstr()[()] == "exact"
+        assert record["run/k"][()] == 4
+        assert record["places/source"].asstr()[()] == "table of x and y"
+
+
+def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
+    written = []
+    for name in ("a", "b"):
+        folder = tmp_path / name
+        folder.mkdir()
+        stinfer.predict_slide(
+            BOARD, BANK, out=folder / "p.h5ad", mpp=MPP, csv=folder / "p.csv", png=["RED"], batch_size=8
+        )
+        written.append({path.name: path.read_bytes() for path in folder.iterdir()})
+    assert written[0].keys() == {"p.h5ad", "p.csv", "p.RED.png"}
+    assert written[0] == written[1]
+
+
+def test_the_picture_shows_low_and_high_where_they_are(tmp_path: Path) -> None:
+    stinfer.predict_slide(BOARD, BANK, out=tmp_path / "p.h5ad", mpp=MPP, png=["RED"])
+    picture = np.asarray(Image.open(tmp_path / "p.RED.png")).astype(int)
+    # The map lies 24 px from the left and 64 from the top; viridis runs from violet to yellow.
+    left, right = (picture[64 + int(center(c, 2)[1]), 24 + int(center(c, 2)[0])] for c in (1, 5))
+    assert left[2] > left[1]
+    assert right[0] > right[2]
+    assert right[1] > right[2]
+
+
+CASES = [
+    ({"slide": Path("nowhere.svs")}, SlideNotFoundError, "nowhere.svs"),
+    ({"mpp": None}, ScaleUnknownError, "--mpp"),
+    ({"mpp": 352.0}, ScaleImpossibleError, "352"),
+    ({"slide": GLASS}, NoTissueError, "glass.png"),
+    ({"genes": "RED,GREN"}, GeneUnknownError, "nearest: GREEN"),
+    ({"png": ["nope"]}, GeneUnknownError, "nope"),
+    ({"k": 31}, SettingError, "30 references"),
+    ({"out": Path("no_such_folder/p.h5ad")}, OutputWriteError, "no_such_folder"),
+    ({"pitch_um": 1.0}, SettingError, "finer than the slide's pixels"),
+    ({"spots": Path("spots.csv"), "pitch_um": 50.0}, SettingError, "contradict"),
+]
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "said"), CASES, ids=lambda case: getattr(case, "__name__", None)
+)
+def test_a_mistake_has_its_own_error_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: dict, error: type, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = {"slide": BOARD, "bank": BANK, "out": Path("p.h5ad"), "mpp": MPP} | changed
+    with pytest.raises(error) as caught:
+        stinfer.predict_slide(**arguments)
+    assert said in f"{caught.value.what} {caught.value.fix}"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_spots_off_the_image_are_refused_with_the_distance(tmp_path: Path) -> None:
+    (tmp_path / "spots.csv").write_text("id,x,y\na,10,10\nb,407.5,10\n")
+    with pytest.raises(SpotsOutsideError, match=r"1 of 2 .* 400 x 360 px; spot b by 7\.5 px"):
+        stinfer.predict_slide(BOARD, BANK, out=tmp_path / "p.h5ad", mpp=MPP, spots=tmp_path / "spots.csv")
+
+
+def test_existing_output_is_kept_unless_told(tmp_path: Path, spots: Path) -> None:
+    out = tmp_path / "p.h5ad"
+    out.write_text("precious")
+    with pytest.raises(OutputExistsError):
+        stinfer.predict_slide(BOARD, BANK, out=out, mpp=MPP, spots=spots)
+    assert out.read_text() == "precious"
+    stinfer.predict_slide(BOARD, BANK, out=out, mpp=MPP, spots=spots, overwrite=True)
+    assert read_x(out)[0] == ["s00", "s54", "s23"]
+
+
+def test_an_existing_picture_is_found_before_anything_is_encoded(tmp_path: Path, spots: Path) -> None:
+    (tmp_path / "p.RED.png").write_text("precious")
+    with pytest.raises(OutputExistsError, match=r"p\.RED\.png"):
+        stinfer.predict_slide(BOARD, BANK, out=tmp_path / "p.h5ad", mpp=MPP, spots=spots, png=["RED"])
+    assert not (tmp_path / "p.h5ad").exists()
+
+
+def test_progress_ends_at_the_number_of_spots(tmp_path: Path, spots: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    stinfer.predict_slide(
+        BOARD,
+        BANK,
+        out=tmp_path / "p.h5ad",
+        mpp=MPP,
+        spots=spots,
+        batch_size=2,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert seen == [(2, 3), (3, 3)]
