@@ -8,6 +8,8 @@ import numpy as np
 
 from stinfer.contract import F32, I64, AnyArray
 
+_SPOTS_AT_ONCE = 64
+
 Weighting = Literal["uniform", "inverse", "softmax"]
 
 
@@ -55,8 +57,14 @@ def expression_from_neighbors(weights: F32, indices: I64, expression: F32) -> F3
     (n_spots, n_genes), log1p CP10K, gene order of `expression`
     """
     averaged = np.empty((len(weights), expression.shape[1]), dtype=np.float32)
-    for i, row in enumerate(indices):
-        averaged[i] = weights[i] @ expression[row]
+    for start in range(0, len(weights), _SPOTS_AT_ONCE):
+        part = slice(start, start + _SPOTS_AT_ONCE)
+        # Spots share neighbors: each reference is gathered once for many, and averaged by a product.
+        used, position = np.unique(indices[part], return_inverse=True)
+        position = position.reshape(indices[part].shape)
+        spread = np.zeros((len(position), len(used)), dtype=np.float32)
+        spread[np.arange(len(position))[:, None], position] = weights[part]
+        averaged[part] = spread @ expression[used]
     return averaged
 
 

@@ -158,12 +158,13 @@ def write_csv(
     with written_beside(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["id", "x", "y", *table.spot_columns, *table.genes])
-        for i, name in enumerate(table.spots):
-            row = slice(i, i + 1)
-            values = expression_from_neighbors(neighbors.weights[row], neighbors.indices[row], dense)[0]
-            place = [f"{coordinate:.2f}" for coordinate in table.spatial[i]]
-            numbers = [_text(column[i]) for column in table.spot_columns.values()]
-            writer.writerow([name, *place, *numbers, *(f"{value:.5g}" for value in values)])
+        for start in range(0, len(table.spots), _SPOTS_PER_BLOCK):
+            part = slice(start, start + _SPOTS_PER_BLOCK)
+            values = expression_from_neighbors(neighbors.weights[part], neighbors.indices[part], dense)
+            for i, row in enumerate(values, start=start):
+                place = [f"{coordinate:.2f}" for coordinate in table.spatial[i]]
+                numbers = [_text(column[i]) for column in table.spot_columns.values()]
+                writer.writerow([table.spots[i], *place, *numbers, *(f"{value:.5g}" for value in row)])
 
 
 def _text(value: Any) -> str:

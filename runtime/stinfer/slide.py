@@ -27,8 +27,7 @@ from stinfer.errors import (
 )
 
 FLAT_LIMIT_PX = 500_000_000
-# MPO is the JPEG of cameras that add a preview.
-_FLAT_FORMATS = ("JPEG", "MPO", "PNG", "TIFF")
+_FLAT_FORMATS = ("JPEG", "PNG", "TIFF")
 _UM_PER_INCH = 25_400.0
 # Pillow's bilinear filter widens with the reduction: a triangle over two output pixels. Unlike a
 # box it has no jumps as the phase between source and output pixels changes.
@@ -268,14 +267,15 @@ def _read_flat(path: Path) -> tuple[U8, tuple[float, float] | None]:
                 cause = f"it has pixels of kind {image.mode!r}; H&E needs 8-bit colour"
                 raise SlideUnreadableError(path, cause)
             dpi = image.info.get("dpi")
-            upright = ImageOps.exif_transpose(image)
-            turned = upright.size != image.size
-            if upright.mode == "RGBA" or "transparency" in upright.info:
-                upright = upright.convert("RGBA")
-                flat = Image.new("RGB", upright.size, "#ffffff")
-                flat.paste(upright, mask=upright.getchannel("A"))
+            size = image.size
+            ImageOps.exif_transpose(image, in_place=True)
+            turned = size != image.size
+            if image.mode == "RGBA" or "transparency" in image.info:
+                clear = image.convert("RGBA")
+                flat = Image.new("RGB", clear.size, "#ffffff")
+                flat.paste(clear, mask=clear.getchannel("A"))
             else:
-                flat = upright.convert("RGB")
+                flat = image if image.mode == "RGB" else image.convert("RGB")
             pixels = np.asarray(flat, dtype=np.uint8)
     except UnidentifiedImageError as error:
         raise SlideUnreadableError(path, "it is no image that OpenSlide or Pillow knows") from error

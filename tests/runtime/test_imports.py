@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import ast
+import json
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+import stinfer
+
+PACKAGE = Path(stinfer.__file__).parent
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+ALLOWED = {"numpy", "onnxruntime", "h5py", "PIL", "openslide", "click", "tqdm", "annoy", "stinfer"}
+# What only a type checker reads.
+TYPING_ONLY = {"typing_extensions"}
+
+
+def loaded_by(code):
+    """Run code in a fresh interpreter; return the top-level packages it has loaded."""
+    script = f"{code}\nimport json, sys\nprint(json.dumps(sorted({{n.split('.')[0] for n in sys.modules}})))"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, timeout=60, check=True
+    )
+    return set(json.loads(done.stdout))
+
+
+def test_the_runtime_loads_no_machine_learning_stack():
+    loaded = loaded_by("import stinfer.cli, stinfer.pipeline, stinfer.inspect_bank")
+    assert {"stinfer", "numpy", "onnxruntime", "h5py", "openslide", "PIL", "click"} <= loaded
+    heavy = {
+        "torch",
+        "torchvision",
+        "timm",
+        "onnx",
+        "stinfer_export",
+        "matplotlib",
+        "pandas",
+        "scipy",
+        "anndata",
+    }
+    assert loaded & (heavy | {"annoy", "sklearn", "scanpy", "zarr"}) == set()
+
+
+def test_the_command_starts_without_loading_what_only_a_run_needs():
+    loaded = loaded_by("import stinfer.cli")
+    assert {"stinfer", "click"} <= loaded
+    assert loaded & {"numpy", "onnxruntime", "h5py", "PIL", "openslide", "tqdm"} == set()
+
+
+def test_the_package_alone_loads_nothing_but_itself():
+    loaded = loaded_by("import stinfer")
+    assert loaded & (ALLOWED - {"stinfer"}) == set()
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_modules_import_the_runtimes_dependencies_alone(name):
+    tree = ast.parse((PACKAGE / f"{name}.py").read_text(encoding="utf-8"))
+    imported = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            imported.add(str(node.module).split(".")[0])
+    assert imported - set(sys.stdlib_module_names) <= ALLOWED | TYPING_ONLY
+
+
+@pytest.mark.parametrize("name", ["geometry", "predict"])
+def test_arithmetic_imports_numpy_alone(name):
+    assert loaded_by(f"import stinfer.{name}") & (ALLOWED - {"stinfer", "numpy"}) == set()
+
+
+def test_public_names_are_there_on_first_use():
+    from stinfer.bank import Bank
+    from stinfer.errors import StInferError
+    from stinfer.pipeline import predict_slide
+
+    assert stinfer.Bank is Bank
+    assert stinfer.StInferError is StInferError
+    assert stinfer.predict_slide is predict_slide
+    assert {"Bank", "StInferError", "predict_slide", "__version__"} == set(stinfer.__all__)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'stinfer' has no attribute 'predicts'"):
+        stinfer.predicts  # noqa: B018 - looking it up is the test
+
+
+def test_the_network_is_closed_to_these_tests():
+    with socket.socket() as opened, pytest.raises(AssertionError, match="must not use the network"):
+        opened.connect(("127.0.0.1", 9))
+    with pytest.raises((AssertionError, urllib.error.URLError)):
+        urllib.request.urlopen("http://127.0.0.1:9/")
