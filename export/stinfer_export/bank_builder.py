@@ -180,6 +180,7 @@ def build_bank(
             k=k,
             weighting=plan.weighting,
             temperature=calibration.temperature,
+            domain_k=calibration.domain_k,
             cross_validation=calibration.scheme,
             annoy_search_k=index.search_k if index else 0,
             annoy_trees=annoy_index.N_TREES if index else 0,

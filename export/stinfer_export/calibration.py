@@ -9,10 +9,12 @@ import numpy as np
 from stinfer.bank import Sparse
 from stinfer.contract import F32, F64, I64
 from stinfer.neighbors import Distance, ExactSearch
-from stinfer.predict import Weighting, mean_distance, neighbor_weights
+from stinfer.predict import Weighting, domain_distance, neighbor_weights
 from stinfer.prediction import Neighbors, iter_expression
 
 _N_QUANTILES = 101
+# Few, so that a rare but known tissue counts as known; more than one, against chance.
+_DOMAIN_K = 10
 # The softmax gives the k-th neighbor exp(-2), about a seventh, of the nearest one's weight.
 _TEMPERATURE_SHARE = 0.5
 
@@ -26,7 +28,8 @@ class Calibration:
     scheme : ``leave-one-section-out``, or ``leave-one-spot-out`` where there is one section
     temperature : of the softmax: half of the median difference between the k-th and the first
         neighbor's distance
-    distance_quantiles : (101,), of the references' mean neighbor distance
+    domain_k : nearest references whose mean distance says how usual a place is
+    distance_quantiles : (101,), of that mean distance, of the references
     gene_pearson : (n_genes,), Pearson correlation of predicted and measured over a section's spots,
         averaged over sections; NaN where a gene varies in no section
     gene_pearson_sd : (n_genes,), its standard deviation over sections; NaN with fewer than two
@@ -34,6 +37,7 @@ class Calibration:
 
     scheme: str
     temperature: float
+    domain_k: int
     distance_quantiles: F32
     gene_pearson: F32
     gene_pearson_sd: F32
@@ -54,20 +58,22 @@ def calibrate(
     n_refs = len(embedding)
     single = bool((section_codes == section_codes[0]).all())
     groups = np.arange(n_refs) if single else section_codes
-    k_left = min(k, n_refs - int(np.bincount(groups).max()))
+    n_left = n_refs - int(np.bincount(groups).max())
+    k_left, domain_k = min(k, n_left), min(_DOMAIN_K, n_left)
     n_genes = expression.n_columns
     if k_left < 1:
         # One reference alone: nothing to predict it from.
         nothing = np.full(n_genes, np.nan, dtype=np.float32)
         zeros = np.zeros(_N_QUANTILES, dtype=np.float32)
-        return Calibration("none", 1.0, zeros, nothing, nothing)
+        return Calibration("none", 1.0, 1, zeros, nothing, nothing)
     distances, indices = ExactSearch(embedding, distance).query(
-        embedding, k_left, excluded=groups, groups=groups
+        embedding, max(k_left, domain_k), excluded=groups, groups=groups
     )
+    quantiles = np.quantile(domain_distance(distances, domain_k), np.linspace(0, 1, _N_QUANTILES))
+    distances, indices = distances[:, :k_left], indices[:, :k_left]
     temperature = _TEMPERATURE_SHARE * float(np.median(distances[:, -1] - distances[:, 0]))
     temperature = max(temperature, 1e-6)
     weights = neighbor_weights(distances, weighting, temperature)
-    quantiles = np.quantile(mean_distance(distances, weights), np.linspace(0, 1, _N_QUANTILES))
     pearson = _pearson_by_section(expression, section_codes, Neighbors(indices, weights))
     with np.errstate(invalid="ignore"):
         n_found = np.isfinite(pearson).sum(axis=0)
@@ -77,6 +83,7 @@ def calibrate(
     return Calibration(
         scheme="leave-one-spot-out" if single else "leave-one-section-out",
         temperature=temperature,
+        domain_k=domain_k,
         distance_quantiles=quantiles.astype(np.float32),
         gene_pearson=mean.astype(np.float32),
         gene_pearson_sd=deviation.astype(np.float32),

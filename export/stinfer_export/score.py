@@ -119,13 +119,13 @@ def _read_prediction(path: Path, genes: list[str]) -> tuple[list[str], F32]:
     fix = "give the .h5ad file that stinfer-run wrote, made with --genes all"
     try:
         with h5py.File(path, "r") as file:
-            position = {gene: i for i, gene in enumerate(h5ad.read_strings(file["var/_index"]))}
+            position = {gene: i for i, gene in enumerate(h5ad.read_strings(file["var"], "_index"))}
             missing = [gene for gene in genes if gene not in position]
             if missing:
                 what = f"prediction {path} lacks {len(missing)} of the genes to compare ({missing[0]}, …)"
                 raise SettingError(what, fix)
             order = [position[gene] for gene in genes]
-            return h5ad.read_strings(file["obs/_index"]), h5ad.read_array(file, "X")[:, order]
-    except (OSError, KeyError) as error:
+            return h5ad.read_strings(file["obs"], "_index"), h5ad.read_array(file, "X")[:, order]
+    except (OSError, KeyError, ValueError) as error:
         what = f"prediction {path} cannot be read ({error})"
         raise SettingError(what, fix) from error

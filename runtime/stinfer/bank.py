@@ -26,7 +26,8 @@ from stinfer.files import sha256_file
 from stinfer.integrity import hash_arrays, hash_json
 from stinfer.metric import AffineMetric
 
-# What `uns/stinfer/hashes` MUST name; `model` and `annoy` only where the bank holds them.
+# What `uns/stinfer/hashes` names: every part, and those of the blobs that the bank holds.
+BLOBS = ("model", "annoy")
 PARTS = ("settings", "genes", "spots", "expression", "embedding", "metric", "calibration")
 
 
@@ -119,11 +120,12 @@ class Bank:
             raise BankNotFoundError(path)
         try:
             with h5py.File(path, "r") as file:
+                h5ad.refuse_links(file)
                 _check_version(path, file)
                 bank = _read(path, file)
-                for name in ("model", "annoy"):
-                    if name in file["uns/stinfer"]:
-                        _compare(path, name, bank.hashes.get(name, "none"), _hash_bytes(_blob(file, name)))
+                for name in BLOBS:
+                    found = _hash_bytes(_blob(file, name)) if name in file["uns/stinfer"] else "none"
+                    _compare(path, name, bank.hashes.get(name, "none"), found)
         except BankError:
             raise
         except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError, IndexError) as error:
@@ -202,6 +204,9 @@ def _check_version(path: Path, file: h5py.File) -> None:
 def _read(path: Path, file: h5py.File) -> Bank:
     uns = file["uns/stinfer"]
     var, obs, x = file["var"], file["obs"], file["X"]
+    if x.attrs["encoding-type"] != "csr_matrix":
+        cause = f"X is a {x.attrs['encoding-type']}, expected csr_matrix"
+        raise BankFormatError(path, cause)
     sparse = Sparse(
         h5ad.read_array(x, "data"),
         h5ad.read_array(x, "indices"),
@@ -212,11 +217,11 @@ def _read(path: Path, file: h5py.File) -> Bank:
     bank = Bank(
         path=path,
         settings=BankSettings.from_scalars(h5ad.read_scalars(uns)),
-        genes=tuple(h5ad.read_strings(var["_index"])),
+        genes=tuple(h5ad.read_strings(var, "_index")),
         gene_columns={name: h5ad.read_array(var, name) for name in var.attrs["column-order"]},
-        spots=tuple(h5ad.read_strings(obs["_index"])),
-        sections=tuple(h5ad.read_categories(obs["section"])),
-        patients=tuple(h5ad.read_categories(obs["patient"])),
+        spots=tuple(h5ad.read_strings(obs, "_index")),
+        sections=tuple(h5ad.read_categories(obs, "section")),
+        patients=tuple(h5ad.read_categories(obs, "patient")),
         spot_columns={
             name: h5ad.read_array(obs, name) for name in obs.attrs["column-order"] if name not in texts
         },
@@ -245,9 +250,13 @@ def _check_shapes(bank: Bank) -> None:
         "its embeddings do not fit its spots": bank.embedding.ndim == 2 and len(bank.embedding) == n_refs,
         "its spots' coordinates do not fit": bank.spatial.shape == (n_refs, 2),
         "its gene symbols repeat": len(set(bank.genes)) == n_genes,
+        "its spots' names repeat": len(set(bank.spots)) == n_refs,
+        "its numbers are not of the format's types": _types_fit(bank),
         "its gene columns do not fit its genes": all(len(c) == n_genes for c in bank.gene_columns.values()),
         "its metric does not fit its embeddings": _metric_fits(bank),
-        "its distance quantiles do not ascend": bool((np.diff(bank.distance_quantiles) >= 0).all()),
+        "its distance quantiles do not ascend": (
+            bank.distance_quantiles.size > 1 and bool((np.diff(bank.distance_quantiles) >= 0).all())
+        ),
         "k is larger than its number of references": bank.settings.k <= n_refs,
         "it holds values that are not finite": all(
             np.isfinite(values).all()
@@ -257,6 +266,7 @@ def _check_shapes(bank: Bank) -> None:
                 bank.spatial,
                 bank.metric.mean,
                 bank.metric.components,
+                bank.distance_quantiles,
             )
         ),
     }
@@ -265,15 +275,37 @@ def _check_shapes(bank: Bank) -> None:
             raise BankFormatError(bank.path, cause)
 
 
-def _valid_csr(sparse: Sparse) -> bool:
+def _types_fit(bank: Bank) -> bool:
+    floats = (
+        bank.expression.data,
+        bank.embedding,
+        bank.metric.mean,
+        bank.metric.components,
+        bank.distance_quantiles,
+    )
+    integers = (bank.expression.indices, bank.expression.indptr)
     return (
+        all(values.dtype == np.float32 for values in floats)
+        and all(values.dtype.kind == "i" for values in integers)
+        and bank.spatial.dtype == np.float64
+    )
+
+
+def _valid_csr(sparse: Sparse) -> bool:
+    """Say whether rows follow each other and columns ascend in every row."""
+    if not (
         len(sparse.data) == len(sparse.indices)
         and len(sparse.indptr) > 0
         and int(sparse.indptr[0]) == 0
         and int(sparse.indptr[-1]) == len(sparse.data)
         and bool((np.diff(sparse.indptr) >= 0).all())
         and (not sparse.indices.size or 0 <= sparse.indices.min() <= sparse.indices.max() < sparse.n_columns)
-    )
+    ):
+        return False
+    ascends = np.diff(sparse.indices) > 0
+    starts = sparse.indptr[1:-1]
+    ascends[starts[(starts > 0) & (starts < len(sparse.indices))] - 1] = True
+    return bool(ascends.all())
 
 
 def _metric_fits(bank: Bank) -> bool:

@@ -114,8 +114,10 @@ class BankSettings:
     k : neighbors to average
     weighting : ``uniform``, ``inverse`` or ``softmax``
     temperature : of the softmax, in units of the distance
+    domain_k : the mean distance of this many nearest references says how usual a place is
     cross_validation : what the per-gene accuracy and the distance quantiles were measured by:
-        ``leave-one-section-out``, or ``leave-one-spot-out`` in a bank of one section
+        ``leave-one-section-out``; ``leave-one-spot-out`` in a bank of one section; ``none`` in a bank of
+        one reference
     annoy_search_k : nodes Annoy inspects per query; 0 where the bank has no index
     annoy_trees : trees of the index; 0 where there is none
     annoy_seed : seed of the index
@@ -138,6 +140,7 @@ class BankSettings:
     k: int
     weighting: Literal["uniform", "inverse", "softmax"]
     temperature: float
+    domain_k: int
     cross_validation: str
     annoy_search_k: int
     annoy_trees: int
@@ -147,7 +150,7 @@ class BankSettings:
 
     def to_scalars(self) -> dict[str, str | int | float]:
         """Return the settings with the format version, ready to be written."""
-        return {"format_version": BANK_FORMAT_VERSION, **asdict(self)}
+        return {"format_version": BANK_FORMAT_VERSION, "kind": "bank", **asdict(self)}
 
     @classmethod
     def from_scalars(cls, scalars: Mapping[str, Any]) -> BankSettings:
@@ -174,10 +177,13 @@ class BankSettings:
             if values[name] not in allowed:
                 msg = f"{name} is {values[name]!r}, expected one of {', '.join(allowed)}"
                 raise ValueError(msg)
-        for name in ("fov_um", "patch_px", "pitch_um", "spot_diameter_um", "k", "temperature"):
+        for name in ("fov_um", "patch_px", "pitch_um", "spot_diameter_um", "k", "temperature", "domain_k"):
             if not 0 < values[name] < 1e6:
                 msg = f"{name} is {values[name]}, expected a positive number"
                 raise ValueError(msg)
+        if not 0 <= values["annoy_recall"] <= 1:
+            msg = f"annoy_recall is {values['annoy_recall']}, expected 0 to 1"
+            raise ValueError(msg)
         return cls(**values)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from stinfer.contract import F32, MODEL_EMBEDDING, MODEL_INPUT, U8, ModelCard
 from stinfer.errors import ExtraMissingError, ModelFormatError, ProviderUnavailableError
+from stinfer.onnx_guard import find_forbidden
 
 try:
     import onnxruntime as ort
@@ -114,6 +115,12 @@ def onnxruntime_version() -> str:
 
 
 def _load(model: bytes, source: str, providers: list[str], threads: int) -> ort.InferenceSession:
+    try:
+        forbidden = find_forbidden(model)
+    except ValueError as error:
+        raise ModelFormatError(source, f"it is no ONNX file: {error}") from error
+    if forbidden:
+        raise ModelFormatError(source, forbidden)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # its fallbacks are checked and reported by us

@@ -86,6 +86,7 @@ class _Disk(io.RawIOBase):
         self._raw = raw
         self._failure: OSError | None = None
         self._position = 0
+        self._end = 0  # as HDF5 believes it to be
 
     def write(self, data: Buffer) -> int:
         """Write all of `data` where we are."""
@@ -99,6 +100,7 @@ class _Disk(io.RawIOBase):
             except OSError as failure:
                 self._failure = failure
         self._position += len(data)
+        self._end = max(self._end, self._position)
         return len(data)
 
     def readinto(self, buffer: Buffer) -> int:
@@ -112,7 +114,8 @@ class _Disk(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Move, as `io.IOBase.seek`."""
-        self._position = self._raw.seek(offset, whence) if whence == io.SEEK_END else offset
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._end}[whence]
+        self._position = base + offset
         return self._position
 
     def tell(self) -> int:
@@ -121,12 +124,13 @@ class _Disk(io.RawIOBase):
 
     def truncate(self, size: int | None = None) -> int:
         """Set the file's size."""
+        self._end = self._position if size is None else size
         if self._failure is None:
             try:
-                self._raw.truncate(size)
+                self._raw.truncate(self._end)
             except OSError as failure:
                 self._failure = failure
-        return self._position if size is None else size
+        return self._end
 
     def check(self) -> None:
         """Raise the first failure, if there was one."""
@@ -161,8 +165,9 @@ def write_scalar(parent: h5py.Group, name: str, value: Scalar) -> None:
 
 
 def write_array(parent: h5py.Group, name: str, values: AnyArray) -> None:
-    """Write a numeric or boolean array."""
-    _mark(parent.create_dataset(name, data=values), "array", "0.2.0")
+    """Write a numeric or boolean array; pictures, (height, width, 3), are compressed."""
+    compression = "gzip" if values.ndim == 3 else None
+    _mark(parent.create_dataset(name, data=values, compression=compression), "array", "0.2.0")
 
 
 def write_strings(parent: h5py.Group, name: str, values: Sequence[str]) -> None:
@@ -233,10 +238,10 @@ def read_array(group: h5py.Group, name: str) -> AnyArray:
     KeyError
         There is no such array.
     ValueError
-        It is linked, external or larger than the file.
+        Its values lie elsewhere, or it is larger than the file.
     """
     dataset = group[name]
-    if not isinstance(group.get(name, getlink=True), h5py.HardLink) or dataset.external or dataset.is_virtual:
+    if dataset.external or dataset.is_virtual:
         msg = f"{dataset.name} lies in another file"
         raise ValueError(msg)
     if dataset.nbytes > Path(group.file.filename).stat().st_size:
@@ -246,15 +251,47 @@ def read_array(group: h5py.Group, name: str) -> AnyArray:
     return values
 
 
-def read_strings(dataset: h5py.Dataset) -> list[str]:
-    """Read a list of texts."""
-    return [str(text) for text in dataset.asstr()[...]]
+def refuse_links(group: h5py.Group, depth: int = 8) -> None:
+    """Check that everything below a group lies in the file itself.
+
+    Raises
+    ------
+    ValueError
+        Something is a link to another place or file, or groups are nested deeper than `depth`.
+    """
+    for name in group:
+        link = group.get(name, getlink=True)
+        if not isinstance(link, h5py.HardLink):
+            msg = f"{group.name}/{name} is a link to another file or place"
+            raise ValueError(msg)
+        item = group[name]
+        if isinstance(item, h5py.Group):
+            if depth == 0:
+                msg = f"{item.name} is nested too deep"
+                raise ValueError(msg)
+            refuse_links(item, depth - 1)
 
 
-def read_categories(group: h5py.Group) -> list[str]:
-    """Read a categorical column back as texts."""
-    categories = read_strings(group["categories"])
-    return [categories[code] for code in group["codes"][...]]
+def read_strings(group: h5py.Group, name: str) -> list[str]:
+    """Read a list of texts; raises as `read_array`."""
+    return [text.decode("utf-8") for text in read_array(group, name)]
+
+
+def read_categories(parent: h5py.Group, name: str) -> list[str]:
+    """Read a categorical column back as texts.
+
+    Raises
+    ------
+    ValueError
+        A value is missing, or is none of the categories; or as `read_array`.
+    """
+    group = parent[name]
+    categories = read_strings(group, "categories")
+    codes = read_array(group, "codes")
+    if codes.size and not 0 <= codes.min() <= codes.max() < len(categories):
+        msg = f"{group.name} has values that are none of its categories"
+        raise ValueError(msg)
+    return [categories[code] for code in codes]
 
 
 def read_scalars(group: h5py.Group) -> dict[str, Scalar]:

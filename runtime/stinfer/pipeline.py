@@ -23,8 +23,8 @@ from stinfer.places import Places, places_from_file, places_on_grid
 from stinfer.predict import (
     Weighting,
     confidence_from_distance,
+    domain_distance,
     expression_from_neighbors,
-    mean_distance,
     neighbor_weights,
 )
 from stinfer.prediction import Neighbors, PredictionTable, SlideImage, write_csv, write_prediction
@@ -151,12 +151,12 @@ def predict_slide(
             opened, places.centers_l0, encoder, settings.fov_um, settings.patch_px, batch_size
         )
         distances, indices = _find_neighbors(
-            embeddings, opened_bank, searcher, k, len(places.names), progress
+            embeddings, opened_bank, searcher, max(k, settings.domain_k), len(places.names), progress
         )
         image = _slide_image(opened, places.mark_um)
-    weights = neighbor_weights(distances, weighting, settings.temperature)
-    neighbors = Neighbors(indices, weights)
-    domain_columns = _domain_columns(distances, weights, opened_bank, notices)
+    domain_columns = _domain_columns(distances, opened_bank, notices)
+    weights = neighbor_weights(distances[:, :k], weighting, settings.temperature)
+    neighbors = Neighbors(indices[:, :k], weights)
     arguments = {
         "k": k,
         "weighting": weighting,
@@ -232,8 +232,8 @@ def _find_neighbors(
     return distances, indices
 
 
-def _domain_columns(distances: F32, weights: F32, bank: Bank, notices: Notices) -> dict[str, AnyArray]:
-    distance = mean_distance(distances, weights)
+def _domain_columns(distances: F32, bank: Bank, notices: Notices) -> dict[str, AnyArray]:
+    distance = domain_distance(distances, bank.settings.domain_k)
     confidence = confidence_from_distance(distance, bank.distance_quantiles)
     in_domain = confidence > IN_DOMAIN_CONFIDENCE
     if not in_domain.all():

@@ -85,18 +85,21 @@ def log1p_cp10k(counts: AnyArray, totals: AnyArray) -> F32:
     return np.asarray(np.log1p(scaled), dtype=np.float32)
 
 
-def mean_distance(distances: F32, weights: F32) -> F32:
-    """Return the distance of the average neighbor, each as it weighs in the prediction.
+def domain_distance(distances: F32, domain_k: int) -> F32:
+    """Return the mean distance of the nearest references: how far a place is from all that is known.
+
+    Neither k nor the weighting of the prediction enters, so that the bank's quantiles of it hold for both.
 
     Parameters
     ----------
-    distances, weights : (n, k)
+    distances : (n, k), ascending
+    domain_k : how many to average; where k is smaller, all
 
     Returns
     -------
     (n,)
     """
-    return np.asarray((distances.astype(np.float64) * weights).sum(axis=1), dtype=np.float32)
+    return np.asarray(distances[:, :domain_k].mean(axis=1, dtype=np.float64), dtype=np.float32)
 
 
 def confidence_from_distance(distance: F32, quantiles: F32) -> F32:
@@ -104,7 +107,7 @@ def confidence_from_distance(distance: F32, quantiles: F32) -> F32:
 
     Parameters
     ----------
-    distance : (n,), as `mean_distance` gives it
+    distance : (n,), as `domain_distance` gives it
     quantiles : (m,), ascending quantiles 0 to 1 of the same for references predicted from the
         other sections
 

@@ -1,0 +1,80 @@
+"""Models that reach beyond themselves are refused; onnx, which the runtime has not, makes them here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from stinfer.bank import Bank
+from stinfer.encoder import Encoder
+from stinfer.errors import ModelFormatError
+from stinfer.onnx_guard import find_forbidden
+from stinfer_export.stain_texture import build_graph
+
+MODEL = Bank.open(Path(__file__).parents[1] / "data" / "board_v1.h5").model()
+
+
+def test_our_own_models_pass() -> None:
+    assert find_forbidden(MODEL) is None
+    assert find_forbidden(build_graph().SerializeToString()) is None
+
+
+def external(tensor: TensorProto) -> TensorProto:
+    """Move a tensor's values to the file `weights.bin` of the working folder."""
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="weights.bin")
+    return tensor
+
+
+def with_addition(tensor: TensorProto, *, constant: bool) -> bytes:
+    """Add a tensor to the board model's embedding, from an initializer or a Constant node."""
+    model = onnx.load_from_string(MODEL)
+    model.graph.node[-1].output[0] = "mean"
+    if constant:
+        model.graph.node.append(helper.make_node("Constant", [], ["shift"], value=tensor))
+    else:
+        tensor.name = "shift"
+        model.graph.initializer.append(tensor)
+    model.graph.node.append(helper.make_node("Add", ["mean", "shift"], ["embedding"]))
+    return bytes(model.SerializeToString())
+
+
+@pytest.mark.parametrize("constant", [False, True])
+def test_weights_in_another_file_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, constant: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("weights.bin").write_bytes(np.ones(3, dtype=np.float32).tobytes())
+    inside = numpy_helper.from_array(np.ones(3, dtype=np.float32))
+    black = np.zeros((1, 2, 2, 3), dtype=np.uint8)
+    honest = Encoder(with_addition(inside, constant=constant), "m.onnx", device="cpu")
+    np.testing.assert_array_equal(honest.embed(black), [[1, 1, 1]])
+    with pytest.raises(ModelFormatError, match="weights in another file"):
+        Encoder(with_addition(external(inside), constant=constant), "m.onnx", device="cpu")
+
+
+def test_operators_of_another_domain_are_refused() -> None:
+    model = onnx.load_from_string(MODEL)
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    with pytest.raises(ModelFormatError, match=r"com\.microsoft"):
+        Encoder(model.SerializeToString(), "m.onnx", device="cpu")
+
+
+def test_a_branch_hides_nothing() -> None:
+    """Initializers of a subgraph, in the branch of an If, are looked at too."""
+    tensor = external(numpy_helper.from_array(np.ones(3, dtype=np.float32), "hidden"))
+    branch = helper.make_graph(
+        [helper.make_node("Identity", ["hidden"], ["out"])],
+        "branch",
+        [],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, [3])],
+        [tensor],
+    )
+    model = onnx.load_from_string(MODEL)
+    model.graph.node.append(helper.make_node("If", ["yes"], ["x"], then_branch=branch, else_branch=branch))
+    assert find_forbidden(model.SerializeToString()) == "it keeps weights in another file"
