@@ -22,9 +22,13 @@ def refuse_existing(path: Path, overwrite: bool) -> None:  # noqa: FBT001 - mirr
     OutputWriteError
         It is a folder, or its folder does not exist or cannot be written.
     """
-    if path.is_dir():
+    try:
+        is_folder, exists = path.is_dir(), path.exists()
+    except (OSError, ValueError) as error:  # a name that no file can have
+        raise OutputWriteError(path, _cause(error)) from error
+    if is_folder:
         raise OutputWriteError(path, "it is a folder")
-    if path.exists() and not overwrite:
+    if exists and not overwrite:
         raise OutputExistsError(path)
     if not path.parent.is_dir():
         raise OutputWriteError(path, f"the folder {path.parent} does not exist")
@@ -43,7 +47,7 @@ def written_beside(path: Path) -> Iterator[Path]:
     OutputWriteError
         The system refuses to write: disk full, quota, permission.
     """
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    partial = path.with_name(f".stinfer-{secrets.token_hex(8)}.partial")
     try:
         partial.touch(exist_ok=False)
         yield partial
@@ -85,6 +89,5 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
-def _cause(error: OSError) -> str:
-    # HDF5 wraps the system's words in a page of its own; errno survives in some versions, not in all.
-    return os.strerror(error.errno) if error.errno else str(error)
+def _cause(error: Exception) -> str:
+    return os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)

@@ -57,9 +57,16 @@ def nearest_genes(name: str, known: Sequence[str]) -> list[str]:
     return [by_upper[upper] for upper in near]
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long for a file's name
+        return False
+
+
 def _names(request: str) -> list[str]:
     path = Path(request)
-    if "," not in request and path.is_file():
+    if "," not in request and _is_file(path):
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:

@@ -221,8 +221,8 @@ def create_matrix(
     file: h5py.File, name: str, shape: tuple[int, int], chunks: tuple[int, int]
 ) -> h5py.Dataset:
     """Create a dense float32 matrix to be filled chunk by chunk."""
-    # HDF5 refuses a chunk larger than the data and a chunk of no size.
-    fitted = tuple(max(min(c, s), 1) for c, s in zip(chunks, shape, strict=True))
+    # HDF5 refuses a chunk larger than the data, and any chunk where there are no data.
+    fitted = tuple(min(c, s) for c, s in zip(chunks, shape, strict=True)) if min(shape) else None
     dataset = file.create_dataset(name, shape=shape, dtype=np.float32, chunks=fitted)
     _mark(dataset, "array", "0.2.0")
     return dataset

@@ -64,7 +64,10 @@ class ExactSearch:
     def __init__(self, references: F32, distance: Distance) -> None:
         self._references = prepare(references, distance)
         self._distance: Distance = distance
-        self._half_norms = (self._references * self._references).sum(axis=1) / 2
+        # Differences are what counts: without the common part a product tells small ones apart.
+        self._center = self._references.mean(axis=0, dtype=np.float64).astype(np.float32)
+        self._centered = self._references - self._center
+        self._half_norms = (self._centered * self._centered).sum(axis=1) / 2
 
     def query(
         self, queries: F32, k: int, excluded: I64 | None = None, groups: I64 | None = None
@@ -83,9 +86,9 @@ class ExactSearch:
         found = np.empty((len(prepared), k), dtype=np.int64)
         step = max(_BLOCK // n_refs, 1)
         for start in range(0, len(prepared), step):
-            block = prepared[start : start + step]
+            block = prepared[start : start + step] - self._center
             # Larger is nearer: q.r - |r|²/2 orders as the distance does, for cosine too (|r| = 1).
-            nearness = block @ self._references.T - self._half_norms
+            nearness = block @ self._centered.T - self._half_norms
             if excluded is not None and groups is not None:
                 nearness[excluded[start : start + step, None] == groups[None, :]] = -np.inf
             found[start : start + step] = np.argpartition(nearness, n_refs - k, axis=1)[:, n_refs - k :]

@@ -114,10 +114,13 @@ def _draw_marks(shown: GeneMap) -> Image.Image:
     layer = base.copy()
     draw = ImageDraw.Draw(layer)
     half_x, half_y = (side * shown.scale * factor / 2 for side in shown.mark_l0)
+    # Where neighboring squares meet, half a pixel must round alike for both.
+    nudge = 1e-6
     for (x, y), color in zip(shown.spatial * (shown.scale * factor), colors, strict=True):
         # Neighboring squares share an edge: rounding both sides alike leaves neither gap nor overlap.
-        box = (round(x - half_x), round(y - half_y), round(x + half_x) - 1, round(y + half_y) - 1)
-        box = (box[0], box[1], max(box[2], box[0]), max(box[3], box[1]))
+        left, top = round(x - half_x + nudge), round(y - half_y + nudge)
+        right, bottom = round(x + half_x + nudge) - 1, round(y + half_y + nudge) - 1
+        box = (left, top, max(right, left), max(bottom, top))
         fill = (int(color[0]), int(color[1]), int(color[2]))
         if shown.square:
             draw.rectangle(box, fill=fill)
@@ -153,7 +156,7 @@ def _draw_scale_bar(
     """Draw a bar of 1, 2 or 5 times a power of ten µm, at most a quarter of the picture."""
     longest_um = width_px * um_per_px / 4
     power = 10.0 ** np.floor(np.log10(longest_um))
-    length_um = max(step * power for step in (1, 2, 5) if step * power <= longest_um)
+    length_um = max((step * power for step in (1, 2, 5) if step * power <= longest_um), default=power)
     x, y = corner
     right = x + round(length_um / um_per_px)
     draw.rectangle((x, y + 6, right, y + 10), fill=_INK)

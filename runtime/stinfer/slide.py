@@ -7,7 +7,9 @@ lies beyond the image, or is transparent, is white, like glass.
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
@@ -28,6 +30,9 @@ from stinfer.errors import (
 
 FLAT_LIMIT_PX = 500_000_000
 _FLAT_FORMATS = ("JPEG", "PNG", "TIFF")
+_COLOR_MODES = ("RGB", "RGBA", "P", "CMYK", "YCbCr")
+# Tags of TIFF and EXIF.
+_ORIENTATION, _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 0x0112, 0x011A, 0x011B, 0x0128
 _UM_PER_INCH = 25_400.0
 # Pillow's bilinear filter widens with the reduction: a triangle over two output pixels. Unlike a
 # box it has no jumps as the phase between source and output pixels changes.
@@ -198,7 +203,11 @@ def open_slide(path: str | Path, mpp: float | None = None) -> Slide:
         Neither the file nor `mpp` gives a scale of 0.05 to 20 µm per pixel.
     """
     path = Path(path)
-    if not path.exists():
+    try:
+        exists = path.exists()
+    except (OSError, ValueError):  # a name that no file can have
+        exists = False
+    if not exists:
         raise SlideNotFoundError(path)
     if mpp is not None:
         check_mpp("--mpp", (mpp, mpp))
@@ -237,14 +246,42 @@ def _open_source(path: Path) -> tuple[_Source, tuple[float, float] | None, str]:
     except openslide.OpenSlideError as error:
         raise SlideUnreadableError(path, str(error)) from error
     else:
+        if handle.properties.get(openslide.PROPERTY_NAME_VENDOR) == "generic-tiff" and not _plain_tiff(path):
+            handle.close()
+            return _flat_source(path)
         scale = _number(handle.properties.get(openslide.PROPERTY_NAME_MPP_X))
         scale_y = _number(handle.properties.get(openslide.PROPERTY_NAME_MPP_Y))
         found = None if scale is None or scale_y is None else (scale, scale_y)
         return _OpenSlideSource(path, handle), found, "slide metadata"
     if path.is_dir():
         raise SlideUnreadableError(path, "it is a folder that holds no slide OpenSlide knows") from refusal
+    return _flat_source(path)
+
+
+def _plain_tiff(path: Path) -> bool:
+    """Say whether OpenSlide reads a tiled TIFF right: it turns tile by tile, and takes grey for colour."""
+    try:
+        with _opened_by_pillow(path) as image:
+            return image.mode in _COLOR_MODES and image.getexif().get(_ORIENTATION, 1) == 1
+    except (OSError, SyntaxError, ValueError):
+        return True  # Pillow does not know its compression; OpenSlide does
+
+
+def _flat_source(path: Path) -> tuple[_Source, tuple[float, float] | None, str]:
     pixels, found = _read_flat(path)
     return _FlatSource(pixels), found, "resolution tag"
+
+
+@contextlib.contextmanager
+def _opened_by_pillow(path: Path) -> Iterator[Image.Image]:
+    """Open an image without Pillow's own limit, which is below an ordinary section's photograph."""
+    limit = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        with Image.open(path, formats=_FLAT_FORMATS) as image:
+            yield image
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 def _number(text: str | None) -> float | None:
@@ -256,20 +293,17 @@ def _number(text: str | None) -> float | None:
 
 def _read_flat(path: Path) -> tuple[U8, tuple[float, float] | None]:
     """Decode a flat image; return its pixels and, where it has a resolution tag, its scale."""
-    limit = Image.MAX_IMAGE_PIXELS
     try:
-        # Pillow's own limit is below an ordinary section's photograph; ours is checked before decoding.
-        Image.MAX_IMAGE_PIXELS = None
-        with Image.open(path, formats=_FLAT_FORMATS) as image:
+        with _opened_by_pillow(path) as image:
             if image.width * image.height > FLAT_LIMIT_PX:
                 raise SlideTooLargeError(path, image.width, image.height, FLAT_LIMIT_PX)
-            if image.mode not in ("RGB", "RGBA", "P", "CMYK", "YCbCr"):
+            if image.mode not in _COLOR_MODES:
                 cause = f"it has pixels of kind {image.mode!r}; H&E needs 8-bit colour"
                 raise SlideUnreadableError(path, cause)
-            dpi = image.info.get("dpi")
-            size = image.size
+            dpi = _resolution_dpi(image)
+            # Values 5 to 8 exchange rows and columns.
+            turned = image.getexif().get(_ORIENTATION, 1) >= 5
             ImageOps.exif_transpose(image, in_place=True)
-            turned = size != image.size
             if image.mode == "RGBA" or "transparency" in image.info:
                 clear = image.convert("RGBA")
                 flat = Image.new("RGB", clear.size, "#ffffff")
@@ -284,9 +318,21 @@ def _read_flat(path: Path) -> tuple[U8, tuple[float, float] | None]:
         if isinstance(error, SlideError):
             raise
         raise SlideUnreadableError(path, str(error)) from error
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
-    if dpi is None or not all(float(d) > 0 for d in dpi):
+    if dpi is None:
         return pixels, None
-    x, y = (_UM_PER_INCH / float(d) for d in dpi)
+    x, y = (_UM_PER_INCH / value for value in dpi)
     return pixels, (y, x) if turned else (x, y)
+
+
+def _resolution_dpi(image: Image.Image) -> tuple[float, float] | None:
+    """Return the file's own resolution, x and y, without the 72 or 1 that Pillow puts where it has none."""
+    if image.format == "TIFF" or (image.format == "JPEG" and image.info.get("jfif_unit", 0) not in (1, 2)):
+        tags = image.getexif()
+        per_unit = {2: 1.0, 3: 2.54}.get(tags.get(_RESOLUTION_UNIT, 2 if image.format == "JPEG" else 1))
+        x, y = tags.get(_X_RESOLUTION), tags.get(_Y_RESOLUTION)
+        if per_unit is None or not x or not y:
+            return None
+        dpi: tuple[float, ...] = (float(x) * per_unit, float(y) * per_unit)
+    else:
+        dpi = tuple(float(value) for value in image.info.get("dpi", (0, 0)))
+    return (dpi[0], dpi[1]) if len(dpi) == 2 and min(dpi) > 0 else None

@@ -77,6 +77,9 @@ def _rows(path: Path) -> list[list[str]]:
         raise SpotsFormatError(path, "the file does not exist") from error
     except (OSError, UnicodeDecodeError) as error:
         raise SpotsFormatError(path, f"it cannot be read as text ({error})") from error
+    if "\0" in text:
+        raise SpotsFormatError(path, "it cannot be read as text (it holds NUL bytes)")
+    text = text.lstrip("\r\n")
     first = text.split("\n", 1)[0]
     delimiter = max("\t,;", key=first.count)
     try:
@@ -89,6 +92,8 @@ def _parse(path: Path, rows: list[list[str]]) -> Spots:
     if not rows:
         raise SpotsFormatError(path, "it is empty")
     header = [name.strip().lower() for name in rows[0]]
+    if len(header) == len(_VISIUM) and header[1] in ("0", "1"):
+        return _visium(path, _columns(path, list(_VISIUM), rows))
     if len(header) != len(set(header)):
         raise SpotsFormatError(path, "a column name stands twice in its header")
     if {"pixel_x", "pixel_y"} <= set(header):
@@ -98,9 +103,8 @@ def _parse(path: Path, rows: list[list[str]]) -> Spots:
         return _visium(path, _columns(path, header, rows[1:]))
     if {"x", "y"} <= set(header):
         return _plain(path, _columns(path, header, rows[1:]))
-    if len(header) == len(_VISIUM) and header[1] in ("0", "1"):
-        return _visium(path, _columns(path, list(_VISIUM), rows))
-    raise SpotsFormatError(path, f"its first line has none of the known columns ({', '.join(header[:8])})")
+    shown = ", ".join(header)[:80]
+    raise SpotsFormatError(path, f"its first line has none of the known columns ({shown})")
 
 
 def _columns(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> dict[str, list[str]]:

@@ -169,10 +169,10 @@ def test_the_bank_says_where_it_came_from(board_bank):
     summary, bank = board_bank
     uns = anndata.read_h5ad(bank.path).uns["stinfer"]
 
-    assert {key: value.item() if isinstance(value, np.generic) else value
-            for key, value in uns["sources"]["T1"].items()} == {
-        "image": "board.png", "mpp_um": pytest.approx(10.0), "n_spots": 30
-    }  # fmt: skip
+    source = uns["sources"]["T1"]
+    assert set(source) == {"image", "mpp_um", "n_spots"}
+    assert (source["image"], source["n_spots"]) == ("board.png", 30)
+    assert source["mpp_um"] == pytest.approx(10.0)
     assert list(uns["notices"]) == list(summary.notices)
 
 
@@ -180,8 +180,8 @@ def test_anndata_and_scanpy_see_the_counts_they_would_have_normalised(picture, m
     generator = np.random.default_rng(4)
     tables = {
         "S1": (("KRT8", "ACTB", "ERBB2", "AAA"), generator.poisson(4, (6, 4))),
-        "R2": (("ERBB2", "CD3E", "KRT8"), generator.poisson(3, (5, 3)) + np.eye(5, 3, dtype=int)),
-        "S3": (("ZZZ", "ERBB2", "ACTB", "CD3E", "BBB"), np.maximum(generator.poisson(2, (7, 5)), 1)),
+        "R2": (("ERBB2", "CD3E", "KRT8"), generator.poisson(3, (5, 3))),
+        "S3": (("ZZZ", "ERBB2", "ACTB", "CD3E", "BBB"), generator.poisson(2, (7, 5))),
     }
     sections = [_section(picture, name, genes, counts) for name, (genes, counts) in tables.items()]
     raw = []
@@ -383,13 +383,17 @@ def test_k_is_100_or_a_fifth_of_few_references(picture, model, tmp_path, n_refs,
     assert len(summary.notices) == noticed
 
 
-def test_k_may_be_all_references_and_no_more(data, model, tmp_path):
+def test_k_may_be_all_references(data, model, tmp_path):
     _, bank = _build(iter_sections(data), _plan(k=30), model, tmp_path / "a.h5")
+
     assert bank.settings.k == 30
 
+
+def test_k_may_not_be_more_than_the_references(data, model, tmp_path):
     with pytest.raises(SettingError, match=r"--k 31 is larger than the bank's 30 references"):
         build_bank(iter_sections(data), _plan(k=31), model, tmp_path / "b.h5", device="cpu")
-    assert [path.name for path in tmp_path.iterdir()] == ["a.h5"]
+
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_standardize_gives_every_component_the_same_spread(data, model, tmp_path):
@@ -563,7 +567,7 @@ def test_a_full_disk_leaves_nothing_behind_and_the_old_bank_whole(data, model, t
 
     def full(group, name, *arguments, **options):
         # The root's empty mappings still fit; what has content does not.
-        if arguments[0] == {}:
+        if isinstance(arguments[0], dict) and not arguments[0]:
             return real(group, name, *arguments, **options)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

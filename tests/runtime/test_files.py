@@ -33,6 +33,14 @@ def test_an_existing_file_is_replaced_at_the_end_only(tmp_path):
     assert content(tmp_path) == {"a.txt": b"new"}
 
 
+def test_who_reads_the_old_file_reads_it_to_its_end(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"old")
+    with path.open("rb") as reader:
+        write_text(path, "new")
+        assert reader.read() == b"old"
+
+
 @pytest.mark.parametrize(
     "error", [RuntimeError("bug"), KeyboardInterrupt(), SettingError("a", "b"), SystemExit(3)], ids=repr
 )

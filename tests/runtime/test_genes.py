@@ -17,6 +17,11 @@ def test_names_come_in_the_order_of_the_bank_each_once():
     assert select_genes(["COL3A1", "GNAS", "GNAS"], BANK).tolist() == [0, 4]
 
 
+def test_positions_ascend_whatever_the_order_of_a_set():
+    many = [f"G{i}" for i in range(40)]
+    assert select_genes("G33,G8,G1,G32,G16", many).tolist() == [1, 8, 16, 32, 33]
+
+
 def test_one_name():
     assert select_genes("HLA-A", BANK).tolist() == [5]
 

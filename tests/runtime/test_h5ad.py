@@ -161,8 +161,8 @@ def test_the_same_content_gives_the_same_bytes(tmp_path, write):
 def test_texts_numbers_and_categories_come_back(tmp_path):
     write_sparse(tmp_path / "a.h5ad")
     with h5py.File(tmp_path / "a.h5ad") as file:
-        assert h5ad.read_strings(file["obs/_index"]) == list(SPOTS)
-        assert h5ad.read_categories(file["obs/section"]) == ["C5", "B4", "C5"]
+        assert h5ad.read_strings(file["obs"], "_index") == list(SPOTS)
+        assert h5ad.read_categories(file["obs"], "section") == ["C5", "B4", "C5"]
         assert h5ad.read_scalars(file["uns/stinfer"]) == {
             "text": "Größe, µm",
             "empty_text": "",
@@ -201,34 +201,47 @@ def secret(tmp_path):
     return path
 
 
-def test_arrays_of_other_files_are_refused(tmp_path, secret):
+def test_values_that_lie_in_other_files_are_refused(tmp_path, secret):
     raw = tmp_path / "secret.bin"
     raw.write_bytes(np.arange(5.0).tobytes())
     with h5py.File(tmp_path / "a.h5", "w") as file:
-        file["external_link"] = h5py.ExternalLink(str(secret), "values")
-        file["soft_link"] = h5py.SoftLink("/external_link")
-        file.create_dataset("external_storage", (5,), "f8", external=[(str(raw), 0, 40)])
+        file.create_dataset("external", (5,), "f8", external=[(str(raw), 0, 40)])
         layout = h5py.VirtualLayout((5,), "f8")
         layout[:] = h5py.VirtualSource(str(secret), "values", (5,))
         file.create_virtual_dataset("virtual", layout)
     with h5py.File(tmp_path / "a.h5") as file:
-        for name in ("external_link", "soft_link", "external_storage", "virtual"):
-            # HDF5 itself would follow it.
+        for name in ("external", "virtual"):
+            # HDF5 itself would read them.
             assert file[name][...].tolist() == [0, 1, 2, 3, 4]
             with pytest.raises(ValueError, match="lies in another file"):
                 h5ad.read_array(file, name)
+            with pytest.raises(ValueError, match="lies in another file"):
+                h5ad.read_strings(file, name)
 
 
-def test_texts_of_other_files_are_refused_too(tmp_path):
-    with h5py.File(tmp_path / "secret.h5", "w") as file:
-        h5ad.write_strings(file, "texts", ["a", "b"])
+@pytest.mark.parametrize("place", ["link", "group/link", "group/deeper/link"])
+@pytest.mark.parametrize("kind", ["external", "soft", "dangling"])
+def test_links_are_refused_wherever_they_are(tmp_path, secret, place, kind):
+    link = {
+        "external": h5py.ExternalLink(str(secret), "values"),
+        "soft": h5py.SoftLink("/own"),
+        "dangling": h5py.SoftLink("/none"),
+    }[kind]
     with h5py.File(tmp_path / "a.h5", "w") as file:
-        source = h5py.VirtualSource(str(tmp_path / "secret.h5"), "texts", (2,), dtype=h5py.string_dtype())
-        layout = h5py.VirtualLayout((2,), h5py.string_dtype())
-        layout[:] = source
-        file.create_virtual_dataset("texts", layout)
-    with h5py.File(tmp_path / "a.h5") as file, pytest.raises(ValueError, match="lies in another file"):
-        h5ad.read_strings(file["texts"])
+        file["own"] = np.arange(3.0)
+        file["group/deeper/own"] = np.arange(3.0)
+        h5ad.refuse_links(file)
+        file[place] = link
+    with h5py.File(tmp_path / "a.h5") as file, pytest.raises(ValueError, match="is a link to another file"):
+        h5ad.refuse_links(file)
+
+
+def test_groups_without_end_are_refused(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_group("loop")
+        file["loop/again"] = file["loop"]
+        with pytest.raises(ValueError, match="nested too deep"):
+            h5ad.refuse_links(file)
 
 
 @pytest.mark.parametrize("chunks", [None, (1024, 1024)])
@@ -245,10 +258,17 @@ def test_arrays_larger_than_their_file_are_refused(tmp_path, chunks):
 
 def test_texts_larger_than_their_file_are_refused(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
-        # 16 MB of references to texts, of which nothing is stored.
-        file.create_dataset("texts", (10**6,), h5py.string_dtype(), chunks=(1000,))
-    with (
-        h5py.File(tmp_path / "a.h5") as file,
-        pytest.raises(ValueError, match="more bytes than the file holds"),
-    ):
-        h5ad.read_strings(file["texts"])
+        # Millions of references to texts, of which nothing is stored.
+        file.create_dataset("texts", (10**7,), h5py.string_dtype(), chunks=(1000,))
+    with h5py.File(tmp_path / "a.h5") as file, pytest.raises(ValueError, match="more bytes than the file"):
+        h5ad.read_strings(file, "texts")
+
+
+@pytest.mark.parametrize("code", [-1, 2, 100])
+def test_codes_of_no_category_are_refused(tmp_path, code):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        h5ad.write_categories(file, "section", ["b", "a", "b"])
+        assert h5ad.read_categories(file, "section") == ["b", "a", "b"]
+        file["section/codes"][1] = code
+        with pytest.raises(ValueError, match="none of its categories"):
+            h5ad.read_categories(file, "section")

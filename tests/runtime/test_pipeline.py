@@ -92,8 +92,9 @@ def test_the_grid_covers_the_coloured_squares_and_no_glass(tmp_path: Path) -> No
         assert (float(row["x"]), float(row["y"])) == center(column, line)
         assert float(row["RED"]) == pytest.approx(expected(column + 1), rel=1e-4)
         assert float(row["GREEN"]) == pytest.approx(expected(line + 1), rel=1e-4)
-        assert float(row["neighbor_distance"]) == 0.0
-        assert (row["confidence"], row["in_domain"]) == ("1", "1")
+        # Itself at 0 and nine more: nearest by 20, 25 and combinations; a corner's are farther.
+        assert 20 < float(row["neighbor_distance"]) < 60
+        assert row["in_domain"] == "1"
 
 
 def test_a_finer_pitch_gives_four_times_the_spots(tmp_path: Path) -> None:

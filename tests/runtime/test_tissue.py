@@ -134,6 +134,10 @@ def test_fraction_of_boxes_smaller_than_a_mask_pixel():
     tissue = TissueMask(np.array([[True, False], [False, True]]), (10.0, 10.0), 0.1)
     centers = np.array([[5, 5], [15, 5], [5, 15], [15, 15]], dtype=float)
     assert tissue.fraction(centers, (1.0, 1.0)).tolist() == [1.0, 0.0, 0.0, 1.0]
+    # Where mask pixels meet, one of them counts.
+    everywhere = TissueMask(np.ones((4, 4), dtype=bool), (10.0, 10.0), 0.1)
+    corners = np.array([[10, 10], [20, 20], [30, 20]], dtype=float)
+    assert everywhere.fraction(corners, (1.0, 1.0)).tolist() == [1.0, 1.0, 1.0]
 
 
 def test_fraction_counts_mask_pixels():
