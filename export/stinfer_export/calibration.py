@@ -17,6 +17,8 @@ _N_QUANTILES = 101
 _DOMAIN_K = 10
 # The softmax gives the k-th neighbor exp(-2), about a seventh, of the nearest one's weight.
 _TEMPERATURE_SHARE = 0.5
+# Averages of the same float32 values differ by this much of themselves.
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -99,13 +101,21 @@ def pearson_by_gene(predicted: F32, measured: F32) -> F64:
 
     Returns
     -------
-    (n_genes,), -1 to 1; NaN where either does not vary
+    (n_genes,), -1 to 1; NaN where either does not vary by more than rounding
     """
-    a = predicted.astype(np.float64) - predicted.mean(axis=0, dtype=np.float64)
-    b = measured.astype(np.float64) - measured.mean(axis=0, dtype=np.float64)
-    spread = np.sqrt((a * a).sum(axis=0) * (b * b).sum(axis=0))
-    varies = spread > 1e-12
+    a, a_spread = _centered(predicted)
+    b, b_spread = _centered(measured)
+    spread = a_spread * b_spread
+    varies = spread > 0
     return np.where(varies, (a * b).sum(axis=0) / np.where(varies, spread, 1.0), np.nan)
+
+
+def _centered(values: F32) -> tuple[F64, F64]:
+    """Return values less their mean, and the root of their sum of squares: 0 where it is rounding."""
+    mean = values.mean(axis=0, dtype=np.float64)
+    centered = values.astype(np.float64) - mean
+    spread = np.sqrt((centered * centered).sum(axis=0))
+    return centered, np.where(spread > _ROUNDING * np.sqrt(len(values)) * np.abs(mean), spread, 0.0)
 
 
 def _pearson_by_section(expression: Sparse, section_codes: I64, neighbors: Neighbors) -> F64:

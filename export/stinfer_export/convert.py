@@ -8,11 +8,10 @@ compute what the network computes.
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
 from pathlib import Path
 
-from stinfer.errors import ExtraMissingError, OutputExistsError, OutputWriteError, SettingError
+from stinfer.errors import ExtraMissingError, OutputExistsError, SettingError
+from stinfer.files import make_folder, sha256_file, written_beside
 from stinfer_export.errors import DownloadError
 from stinfer_export.registry import BackboneSpec, resolve
 
@@ -82,7 +81,7 @@ def convert_backbone(
 
     backbone, sha256 = _load(spec, checkpoint)
     # Before the minutes that tracing may take.
-    _make_folder(target)
+    make_folder(target.parent)
     model = export_graph(backbone, spec, sha256)
     _write_checked(model, target, backbone, spec)
     return target
@@ -102,7 +101,7 @@ def _load(spec: BackboneSpec, checkpoint: Path | None) -> tuple[torch.nn.Module,
         sha256 = weights.state_sha256(state)
     else:
         state, source = weights.load_state_dict(checkpoint), str(checkpoint)
-        sha256 = weights.file_sha256(checkpoint)
+        sha256 = sha256_file(checkpoint)
     weights.fit(backbone, state, source, spec.name)
     return backbone, sha256
 
@@ -117,31 +116,11 @@ def _download(spec: BackboneSpec) -> weights.StateDict:
     return state
 
 
-def _make_folder(target: Path) -> None:
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputWriteError(target, str(error)) from error
-
-
 def _write_checked(
     model: onnx.ModelProto, target: Path, backbone: torch.nn.Module, spec: BackboneSpec
 ) -> None:
     """Write beside the target, check, and only then take its name."""
-    try:
-        handle, part_name = tempfile.mkstemp(prefix=f".{spec.name}-", suffix=".part", dir=target.parent)
-    except OSError as error:
-        raise OutputWriteError(target, str(error)) from error
-    part = Path(part_name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(model.SerializeToString(deterministic=True))
-        errors = parity.check_parity(backbone, part, spec)
-        # mkstemp gives a file only its owner may read.
-        part.chmod(0o644)
-        part.replace(target)
-    except OSError as error:
-        raise OutputWriteError(target, str(error)) from error
-    finally:
-        part.unlink(missing_ok=True)
+    with written_beside(target) as partial:
+        partial.write_bytes(model.SerializeToString(deterministic=True))
+        errors = parity.check_parity(backbone, partial, spec)
     logger.info("%s: relative error %s", target, ", ".join(f"{k} {v:.1e}" for k, v in errors.items()))

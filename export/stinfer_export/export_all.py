@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from stinfer.contract import ModelCard
 from stinfer.encoder import Encoder
-from stinfer.errors import ModelError, SettingError
-from stinfer.files import refuse_existing, sha256_file
+from stinfer.errors import ExtraMissingError, ModelError, SettingError
+from stinfer.files import make_folder, refuse_existing, sha256_file
 from stinfer_export.bank_builder import BankPlan, Progress, build_bank
 from stinfer_export.datasets import her2st
-from stinfer_export.registry import PAPER_BACKBONES, find_checkpoints
-from stinfer_export.stain_texture import write_stain_texture
+from stinfer_export.registry import PAPER_BACKBONES, find_checkpoints, resolve
 
 STAIN_TEXTURE = "stain_texture"
 CHECKPOINTS = Path("models/checkpoints")
@@ -52,7 +52,8 @@ def export_backbone(
     if checkpoint is not None or pretrained:
         what = f"{STAIN_TEXTURE} has no weights"
         raise SettingError(what, "leave out --checkpoint and --pretrained")
-    out_dir.mkdir(parents=True, exist_ok=True)
+    write_stain_texture = _stain_texture_writer()
+    make_folder(out_dir)
     path = out_dir / f"{STAIN_TEXTURE}.onnx"
     refuse_existing(path, overwrite)
     write_stain_texture(path)
@@ -77,8 +78,8 @@ def export_all(her2st_dir: Path | None, model: str | None, progress: Progress | 
     ------
     what was done, and what is missing and where to get it, a line each
     """
-    MODELS.mkdir(exist_ok=True)
-    write_stain_texture(MODELS / f"{STAIN_TEXTURE}.onnx")
+    make_folder(MODELS)
+    _stain_texture_writer()(MODELS / f"{STAIN_TEXTURE}.onnx")
     yield f"wrote {MODELS / STAIN_TEXTURE}.onnx"
     checkpoints = find_checkpoints(CHECKPOINTS)
     for name, checkpoint in checkpoints.items():
@@ -103,9 +104,17 @@ def export_all(her2st_dir: Path | None, model: str | None, progress: Progress | 
     chosen = MODELS / f"{_choose_model(model, list(checkpoints))}.onnx"
     yield f"packing {folder} with {chosen}"
     plan = BankPlan(her2st.NAME, her2st.PITCH_UM, her2st.SPOT_DIAMETER_UM, her2st.DEFAULT_FOV_UM)
-    BANK.parent.mkdir(exist_ok=True)
+    make_folder(BANK.parent)
     built = build_bank(her2st.iter_sections(folder), plan, chosen, BANK, overwrite=True, progress=progress)
     yield f"wrote {built.path}: {built.n_refs} references x {built.n_genes} genes"
+
+
+def _stain_texture_writer() -> Callable[[Path], ModelCard]:
+    try:
+        from stinfer_export.stain_texture import write_stain_texture
+    except ModuleNotFoundError as error:
+        raise ExtraMissingError(package="onnx", extra="bank", purpose=f"writing {STAIN_TEXTURE}") from error
+    return write_stain_texture
 
 
 def _made_of(path: Path, checkpoint: Path) -> bool:
@@ -119,6 +128,7 @@ def _made_of(path: Path, checkpoint: Path) -> bool:
 
 def _choose_model(asked: str | None, exported: list[str]) -> str:
     if asked is not None:
+        asked = asked if asked == STAIN_TEXTURE else resolve(asked).name
         if asked not in (*exported, STAIN_TEXTURE):
             what = f"model {asked} was not exported; there are {', '.join([*exported, STAIN_TEXTURE])}"
             raise SettingError(what, f"put its checkpoint into {CHECKPOINTS}/")

@@ -95,6 +95,9 @@ def score_prediction(
     """
     genes, spots, table = read_counts(counts)
     chosen = [bank.genes[i] for i in variable_genes(bank, n_genes, min_detected)]
+    if not chosen:
+        what = f"no gene of bank {bank.path} is detected in more than {min_detected:.0%} of its spots"
+        raise SettingError(what, "lower --min-detected")
     names, predicted = _read_prediction(prediction, chosen)
     totals = table.sum(axis=1)
     row_of = {spot: i for i, spot in enumerate(spots) if totals[i] > 0}

@@ -38,6 +38,7 @@ import numpy as np
 from onnx import ModelProto, TensorProto, checker, helper
 
 from stinfer.contract import F64, MODEL_EMBEDDING, MODEL_FEATURES, MODEL_INPUT, ModelCard
+from stinfer.files import written_beside
 from stinfer_export.stain_texture_embedding import (
     N_LEVELS,
     N_TEXTURE_LEVELS,
@@ -89,12 +90,8 @@ def write_stain_texture(path: Path) -> ModelCard:
     what the file says about itself
     """
     model = build_graph()
-    partial = path.with_name(path.name + ".partial")
-    try:
+    with written_beside(path) as partial:
         partial.write_bytes(model.SerializeToString(deterministic=True))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
     return ModelCard.from_props({prop.key: prop.value for prop in model.metadata_props})
 
 

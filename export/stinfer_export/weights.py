@@ -53,8 +53,6 @@ _DAMAGE: tuple[type[Exception], ...] = (
     struct.error,
 )
 
-_READ_CHUNK_BYTES = 1 << 20
-
 
 def load_state_dict(path: Path) -> StateDict:
     """Read a checkpoint: ``.safetensors``, or whatever `torch.save` wrote.
@@ -118,15 +116,6 @@ def fit(model: torch.nn.Module, state: Mapping[str, torch.Tensor], source: str, 
         logger.info("%s: left aside the classifier (%s)", source, ", ".join(dropped))
     model.load_state_dict({**expected, **given}, strict=True)
     return dropped
-
-
-def file_sha256(path: Path) -> str:
-    """Hash a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_READ_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def state_sha256(state: Mapping[str, torch.Tensor]) -> str:

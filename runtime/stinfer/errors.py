@@ -248,7 +248,10 @@ class OutputExistsError(OutputError, FileExistsError):
     """The output is there already."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(f"output {path} exists", "choose another name, or replace it with --overwrite")
+        super().__init__(
+            f"output {path} exists",
+            "choose another name, or remove it; --overwrite, where there is, does that",
+        )
 
 
 class OutputWriteError(OutputError, OSError):

@@ -6,10 +6,10 @@ import contextlib
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from stinfer.errors import OutputExistsError, OutputWriteError, StInferError
+from stinfer.errors import OutputExistsError, OutputWriteError, SettingError, StInferError
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:  # noqa: FBT001 - mirrors the flag of every writer
@@ -34,6 +34,39 @@ def refuse_existing(path: Path, overwrite: bool) -> None:  # noqa: FBT001 - mirr
         raise OutputWriteError(path, f"the folder {path.parent} does not exist")
     if not os.access(path.parent, os.W_OK):
         raise OutputWriteError(path, f"the folder {path.parent} cannot be written")
+
+
+def refuse_same_file(inputs: Sequence[Path], outputs: Sequence[Path]) -> None:
+    """Check that no output replaces an input or another output.
+
+    Raises
+    ------
+    SettingError
+        Two names lead to one file.
+    """
+    try:
+        taken = {path.resolve() for path in inputs}
+        for path in outputs:
+            if path.resolve() in taken:
+                what = f"output {path} is also an input or another output of this run"
+                raise SettingError(what, "give every output a name of its own")
+            taken.add(path.resolve())
+    except (OSError, ValueError):
+        return  # a name that no file can have is refused where it is opened
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, where they are not there yet.
+
+    Raises
+    ------
+    OutputWriteError
+        The system refuses, or there is a file of that name.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputWriteError(path, _cause(error)) from error
 
 
 @contextlib.contextmanager

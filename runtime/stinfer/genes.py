@@ -66,6 +66,9 @@ def _is_file(path: Path) -> bool:
 
 def _names(request: str) -> list[str]:
     path = Path(request)
+    if path.suffix in (".txt", ".csv", ".tsv") and not _is_file(path):
+        what = f"gene list {path} does not exist"
+        raise SettingError(what, "check the path, or name genes separated by commas")
     if "," not in request and _is_file(path):
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()

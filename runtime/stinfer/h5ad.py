@@ -238,9 +238,12 @@ def read_array(group: h5py.Group, name: str) -> AnyArray:
     KeyError
         There is no such array.
     ValueError
-        Its values lie elsewhere, or it is larger than the file.
+        It is a group, its values lie elsewhere, or it is larger than the file.
     """
     dataset = group[name]
+    if not isinstance(dataset, h5py.Dataset):
+        msg = f"{dataset.name} is a group, expected an array"
+        raise ValueError(msg)
     if dataset.external or dataset.is_virtual:
         msg = f"{dataset.name} lies in another file"
         raise ValueError(msg)

@@ -117,6 +117,7 @@ class AnnoySearch:
         self._references = prepare(references, distance)
         self._distance: Distance = distance
         self._search_k = search_k
+        self._exact = ExactSearch(references, distance)
         self._index = _load_annoy(index, references.shape[1], distance)
 
     def query(self, queries: F32, k: int) -> tuple[F32, I64]:
@@ -125,10 +126,8 @@ class AnnoySearch:
         found = np.empty((len(prepared), k), dtype=np.int64)
         for i, vector in enumerate(prepared):
             candidates = self._index.get_nns_by_vector(vector, k, search_k=max(self._search_k, k))
-            if len(candidates) < k:
-                # Too few nodes inspected; the whole index always gives k.
-                candidates = self._index.get_nns_by_vector(vector, k, search_k=10 * len(self._references))
-            found[i] = candidates
+            # Annoy may give fewer than it was asked for, however many nodes it inspects.
+            found[i] = candidates if len(candidates) == k else self._exact.query(queries[i : i + 1], k)[1][0]
         return _ranked(prepared, self._references, found, self._distance)
 
     def holds_references(self) -> bool:

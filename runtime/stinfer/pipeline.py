@@ -14,7 +14,7 @@ from stinfer.contract import F32, I64, PREDICTION_FORMAT_VERSION, AnyArray
 from stinfer.embed import iter_embeddings, open_encoder
 from stinfer.encoder import Device, Encoder
 from stinfer.errors import SettingError
-from stinfer.files import refuse_existing, sha256_file
+from stinfer.files import refuse_existing, refuse_same_file, sha256_file
 from stinfer.genes import ALL, select_genes
 from stinfer.geometry import extent_l0, outside_fraction
 from stinfer.neighbors import Search, SearchChoice, choose_search
@@ -130,9 +130,10 @@ def predict_slide(
     chosen = select_genes(genes, opened_bank.genes)
     drawn = [int(select_genes([gene], opened_bank.genes)[0]) for gene in png]
     png_paths = tuple(_picture_path(out, opened_bank.genes[position]) for position in drawn)
-    for path in (out, csv_path, *png_paths):
-        if path is not None:
-            refuse_existing(path, overwrite)
+    outputs = [path for path in (out, csv_path, *png_paths) if path is not None]
+    refuse_same_file([Path(path) for path in (slide, bank, spots) if path is not None], outputs)
+    for path in outputs:
+        refuse_existing(path, overwrite)
     k = settings.k if k is None else k
     if not 1 <= k <= opened_bank.n_refs:
         what = f"--k {k} is not between 1 and the bank's {opened_bank.n_refs} references"

@@ -63,7 +63,7 @@ def expression_from_neighbors(weights: F32, indices: I64, expression: F32) -> F3
         used, position = np.unique(indices[part], return_inverse=True)
         position = position.reshape(indices[part].shape)
         spread = np.zeros((len(position), len(used)), dtype=np.float32)
-        spread[np.arange(len(position))[:, None], position] = weights[part]
+        np.add.at(spread, (np.arange(len(position))[:, None], position), weights[part])
         averaged[part] = spread @ expression[used]
     return averaged
 
@@ -117,5 +117,6 @@ def confidence_from_distance(distance: F32, quantiles: F32) -> F32:
     query nearer than all of them, 0 for one farther than all
     """
     levels = np.linspace(0.0, 1.0, len(quantiles))
-    below = np.interp(distance, quantiles, levels, left=0.0, right=1.0)
-    return np.asarray(1.0 - below, dtype=np.float32)
+    # Mirrored, so that of equal quantiles the lowest counts: all of them lie at least as far.
+    share = np.interp(-distance, -quantiles[::-1], levels, left=0.0, right=1.0)
+    return np.asarray(share, dtype=np.float32)

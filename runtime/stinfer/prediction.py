@@ -154,14 +154,14 @@ def write_csv(
     OutputWriteError
         The disk is full, or the folder cannot be written.
     """
-    dense = expression.columns(chosen)
     with written_beside(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["id", "x", "y", *table.spot_columns, *table.genes])
         for start in range(0, len(table.spots), _SPOTS_PER_BLOCK):
             part = slice(start, start + _SPOTS_PER_BLOCK)
-            values = expression_from_neighbors(neighbors.weights[part], neighbors.indices[part], dense)
-            for i, row in enumerate(values, start=start):
+            some = Neighbors(neighbors.indices[part], neighbors.weights[part])
+            blocks = [values for _, _, values in iter_expression(expression, chosen, some)]
+            for i, row in enumerate(np.concatenate(blocks, axis=1), start=start):
                 place = [f"{coordinate:.2f}" for coordinate in table.spatial[i]]
                 numbers = [_text(column[i]) for column in table.spot_columns.values()]
                 writer.writerow([table.spots[i], *place, *numbers, *(f"{value:.5g}" for value in row)])

@@ -29,6 +29,8 @@ from stinfer.errors import (
 )
 
 FLAT_LIMIT_PX = 500_000_000
+# Level-0 pixels that a band of a thumbnail covers; far fewer are decoded where there is a pyramid.
+_BAND_LIMIT_PX = 64_000_000
 _FLAT_FORMATS = ("JPEG", "PNG", "TIFF")
 _COLOR_MODES = ("RGB", "RGBA", "P", "CMYK", "YCbCr")
 # Tags of TIFF and EXIF.
@@ -178,7 +180,16 @@ class Slide:
         width, height = self.size_l0
         factor = max(max(width, height) / longest_px, 1.0)
         size_px = (max(round(width / factor), 1), max(round(height / factor), 1))
-        return self.read((0.0, 0.0), (float(width), float(height)), size_px)
+        # Band by band: a slide without a pyramid would be decoded whole.
+        step_y = height / size_px[1]
+        band_px = max(int(_BAND_LIMIT_PX / (width * step_y)), 1)
+        bands = []
+        for top in range(0, size_px[1], band_px):
+            n_rows = min(band_px, size_px[1] - top)
+            bands.append(
+                self.read((0.0, top * step_y), (float(width), n_rows * step_y), (size_px[0], n_rows))
+            )
+        return np.concatenate(bands)
 
 
 def _span(start: float, length: float, n_px: int) -> tuple[int, int]:
@@ -326,9 +337,10 @@ def _read_flat(path: Path) -> tuple[U8, tuple[float, float] | None]:
 
 def _resolution_dpi(image: Image.Image) -> tuple[float, float] | None:
     """Return the file's own resolution, x and y, without the 72 or 1 that Pillow puts where it has none."""
-    if image.format == "TIFF" or (image.format == "JPEG" and image.info.get("jfif_unit", 0) not in (1, 2)):
+    is_jpeg = image.format in ("JPEG", "MPO")  # a camera's JPEG of several images is an MPO
+    if image.format == "TIFF" or (is_jpeg and image.info.get("jfif_unit", 0) not in (1, 2)):
         tags = image.getexif()
-        per_unit = {2: 1.0, 3: 2.54}.get(tags.get(_RESOLUTION_UNIT, 2 if image.format == "JPEG" else 1))
+        per_unit = {2: 1.0, 3: 2.54}.get(tags.get(_RESOLUTION_UNIT, 2 if is_jpeg else 1))
         x, y = tags.get(_X_RESOLUTION), tags.get(_Y_RESOLUTION)
         if per_unit is None or not x or not y:
             return None

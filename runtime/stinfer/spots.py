@@ -83,7 +83,11 @@ def _rows(path: Path) -> list[list[str]]:
     first = text.split("\n", 1)[0]
     delimiter = max("\t,;", key=first.count)
     try:
-        return [row for row in csv.reader(text.splitlines(), delimiter=delimiter) if any(row)]
+        return [
+            row
+            for row in csv.reader(text.splitlines(), delimiter=delimiter)
+            if any(cell.strip() for cell in row)
+        ]
     except csv.Error as error:
         raise SpotsFormatError(path, f"it is no table ({error})") from error
 
@@ -152,7 +156,8 @@ def _numbers(path: Path, texts: Sequence[str], names: Sequence[str]) -> F64:
     values = np.empty(len(texts), dtype=np.float64)
     for i, text in enumerate(texts):
         try:
-            values[i] = float(text)
+            # Python reads 1_0 as ten; a table that says so is broken.
+            values[i] = float(text.replace("_", "?"))
         except ValueError as error:
             raise SpotsFormatError(path, f"spot {names[i]}: {text!r} is no number") from error
         if not np.isfinite(values[i]):

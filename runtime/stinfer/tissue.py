@@ -86,8 +86,8 @@ def find_tissue(slide: Slide) -> TissueMask:
     l0_per_px = (width / thumbnail.shape[1], height / thumbnail.shape[0])
     chroma = chroma_of(thumbnail)
     threshold = max(otsu_threshold(chroma), CHROMA_FLOOR)
-    um_per_px = l0_per_px[0] * slide.mpp[0]
-    gap_px, speck_px = (round(size_um / um_per_px / 2) for size_um in (GAP_UM, SPECK_UM))
+    um_per_px = (l0_per_px[0] * slide.mpp[0], l0_per_px[1] * slide.mpp[1])
+    gap_px, speck_px = (_radius_px(size_um, um_per_px) for size_um in (GAP_UM, SPECK_UM))
     stained = (chroma > threshold) & (density_over_glass(thumbnail) > DENSITY_FLOOR)
     mask = _eroded(_dilated(stained, gap_px), gap_px)
     return TissueMask(_dilated(_eroded(mask, speck_px), speck_px), l0_per_px, threshold)
@@ -152,21 +152,26 @@ def _integral(values: F64) -> F64:
     return padded
 
 
-def _dilated(mask: Bool, radius_px: int) -> Bool:
-    """Set every pixel with a set pixel in the square of 2 radius + 1 pixels around it."""
+def _radius_px(size_um: float, um_per_px: tuple[float, float]) -> tuple[int, int]:
+    return round(size_um / um_per_px[0] / 2), round(size_um / um_per_px[1] / 2)
+
+
+def _dilated(mask: Bool, radius_px: tuple[int, int]) -> Bool:
+    """Set every pixel with a set pixel in the box of 2 radius + 1 pixels, x and y, around it."""
     return np.asarray(_box_sum(mask, radius_px) > 0)
 
 
-def _eroded(mask: Bool, radius_px: int) -> Bool:
-    """Keep the pixels whose whole square is set; beyond the border the mask goes on as it is."""
+def _eroded(mask: Bool, radius_px: tuple[int, int]) -> Bool:
+    """Keep the pixels whose whole box is set; beyond the border the mask goes on as it is."""
     return np.asarray(_box_sum(~mask, radius_px) == 0)
 
 
-def _box_sum(mask: Bool, radius_px: int) -> F64:
-    """Count the set pixels in the square around each pixel, cut at the border."""
+def _box_sum(mask: Bool, radius_px: tuple[int, int]) -> F64:
+    """Count the set pixels in the box around each pixel, cut at the border."""
     total = _integral(mask.astype(np.float64))
     height, width = mask.shape
     y, x = np.arange(height), np.arange(width)
-    y0, y1 = np.maximum(y - radius_px, 0)[:, None], np.minimum(y + radius_px + 1, height)[:, None]
-    x0, x1 = np.maximum(x - radius_px, 0)[None, :], np.minimum(x + radius_px + 1, width)[None, :]
+    reach_x, reach_y = radius_px
+    y0, y1 = np.maximum(y - reach_y, 0)[:, None], np.minimum(y + reach_y + 1, height)[:, None]
+    x0, x1 = np.maximum(x - reach_x, 0)[None, :], np.minimum(x + reach_x + 1, width)[None, :]
     return np.asarray(total[y1, x1] - total[y0, x1] - total[y1, x0] + total[y0, x0], dtype=np.float64)

@@ -271,7 +271,7 @@ def test_a_file_is_replaced_only_on_request(tiny, tmp_path):
 def test_a_folder_that_cannot_be_made(tiny, tmp_path):
     (tmp_path / "file").touch()
 
-    with pytest.raises(OutputWriteError, match=TINY):
+    with pytest.raises(OutputWriteError, match="File exists"):
         convert.convert_backbone(TINY, tiny[0], tmp_path / "file")
 
 

@@ -201,6 +201,7 @@ def test_only_missing_weights_are_asked_for(conversions):
         ([], None, "stain_texture"),
         (["resnet50.a1_in1k.pth", "densenet121.ra_in1k.pth"], None, "densenet121.ra_in1k"),
         (["resnet50.a1_in1k.pth", "densenet121.ra_in1k.pth"], "resnet50.a1_in1k", "resnet50.a1_in1k"),
+        (["resnet50.a1_in1k.pth", "vgg16.tv_in1k.pth"], None, "vgg16.tv_in1k"),
         (["resnet50.a1_in1k.pth"], "stain_texture", "stain_texture"),
     ],
 )  # fmt: skip
@@ -210,6 +211,20 @@ def test_the_model_that_packs(board, conversions, checkpoints, asked, chosen):
 
     assert f"packing {board} with models/{chosen}.onnx" in _run(board, asked)
     assert Bank.open("reference_bank/her2st.h5").settings.backbone == chosen
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [(["anet.x", "bnet.y"], "anet.x"), (["anet.x", "resnet50.a1_in1k"], "resnet50.a1_in1k")],
+)
+def test_another_network_packs_where_none_of_the_paper_is_at_hand(
+    board, conversions, monkeypatch, tmp_path, names, chosen
+):
+    weights = tmp_path / "weights.pth"
+    weights.write_bytes(b"weights")
+    monkeypatch.setattr(module, "find_checkpoints", lambda _: dict.fromkeys(names, weights))
+
+    assert f"packing {board} with models/{chosen}.onnx" in _run(board)
 
 
 def test_a_name_without_its_tag_packs_as_well(board, conversions):

@@ -282,6 +282,36 @@ def test_the_quartiles_are_those_of_numpy(board):
     assert numbers == pytest.approx([np.mean(expected), *np.quantile(expected, [0.25, 0.5, 0.75])], abs=6e-4)
 
 
+def test_every_option_reaches_the_score(monkeypatch):
+    asked = {}
+
+    def score(prediction, counts, bank, **options):
+        asked.update(options, prediction=prediction, counts=counts, n_refs=bank.n_refs)
+        pearson = np.array([0.1, 0.2, 0.3, 0.4, np.nan])
+        return score_module.Score(tuple("ABCDE"), pearson, n_spots=7, n_unmatched=2, n_absent=1)
+
+    monkeypatch.setattr(score_module, "score_prediction", score)
+    bank = Path(__file__).parents[1] / "data/board_v1.h5"
+
+    output = _succeed(
+        "score", "p.h5ad", "--counts", "c.tsv", "--bank", bank, "--n-genes", 12, "--min-detected", 0.7
+    )
+
+    assert asked == {
+        "prediction": Path("p.h5ad"),
+        "counts": Path("c.tsv"),
+        "n_refs": 30,
+        "n_genes": 12,
+        "min_detected": 0.7,
+    }
+    assert output.splitlines()[:2] == [
+        "7 spots (2 predicted spots were not measured)",
+        "5 genes (1 not listed by the measurement: counted as 0)",
+    ]
+    # A gene without a correlation counts 0: 1.0 / 5.
+    assert output.splitlines()[2].startswith("mean gene-wise Pearson 0.200 ")
+
+
 def test_a_prediction_that_nowhere_varies_scores_0(board):
     _pack(board, "--out", "b.h5")
     table = anndata.read_h5ad(board / "truth.h5ad")

@@ -219,13 +219,6 @@ def test_another_networks_classifier_is_not_left_aside(complete, headless):
         weights.fit(headless, {**complete, "head.fc.weight": torch.ones(2, 2)}, "a.pth", NAME)
 
 
-def test_hash_of_a_file_is_sha256(tmp_path):
-    (tmp_path / "abc").write_bytes(b"abc")
-
-    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert weights.file_sha256(tmp_path / "abc") == expected
-
-
 def test_hash_of_weights_depends_on_names_and_values_not_on_their_order(complete):
     digest = weights.state_sha256(complete)
 

@@ -84,3 +84,9 @@ def test_a_text_too_long_for_a_file_name_is_an_unknown_gene(length):
 def test_nearest_genes_ignore_case_and_leave_out_what_is_unlike():
     assert nearest_genes("mt-co2", BANK) == ["MT-CO1"]
     assert nearest_genes("ZZZZZZ", BANK) == []
+
+
+@pytest.mark.parametrize("name", ["markers.txt", "nowhere/markers.csv"])
+def test_a_gene_list_that_does_not_exist_is_no_gene(name):
+    with pytest.raises(SettingError, match=f"gene list {name} does not exist"):
+        select_genes(name, BANK)

@@ -205,6 +205,18 @@ def test_an_existing_picture_is_found_before_anything_is_encoded(tmp_path: Path,
     assert not (tmp_path / "p.h5ad").exists()
 
 
+@pytest.mark.parametrize("clash", [{"out": BOARD}, {"out": BANK}, {"csv": Path("p.h5ad")}, {"csv": BANK}])
+def test_an_output_that_is_an_input_or_another_output_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clash: dict
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = BOARD.read_bytes(), BANK.read_bytes()
+    arguments = {"out": Path("p.h5ad"), "mpp": MPP, "overwrite": True} | clash
+    with pytest.raises(SettingError, match="also an input or another output"):
+        stinfer.predict_slide(BOARD, BANK, **arguments)
+    assert (BOARD.read_bytes(), BANK.read_bytes()) == before
+
+
 def test_progress_ends_at_the_number_of_spots(tmp_path: Path, spots: Path) -> None:
     seen: list[tuple[int, int]] = []
     stinfer.predict_slide(

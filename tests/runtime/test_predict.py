@@ -7,9 +7,9 @@ import pytest
 
 from stinfer.predict import (
     confidence_from_distance,
+    domain_distance,
     expression_from_neighbors,
     log1p_cp10k,
-    mean_distance,
     neighbor_weights,
 )
 
@@ -113,9 +113,12 @@ def test_log1p_cp10k_agrees_with_scanpy():
     np.testing.assert_allclose(log1p_cp10k(counts, counts.sum(axis=1)), table.X, rtol=1e-5, atol=1e-6)
 
 
-def test_mean_distance_by_hand():
-    found = mean_distance(f32([[1, 3], [0, 8]]), f32([[0.5, 0.5], [0.75, 0.25]]))
-    assert found.tolist() == [2.0, 2.0]
+def test_domain_distance_by_hand():
+    distances = f32([[1, 3, 5, 7], [0, 0, 9, 90]])
+    assert domain_distance(distances, 3).tolist() == [3.0, 3.0]
+    assert domain_distance(distances, 1).tolist() == [1.0, 0.0]
+    # Fewer neighbors than wanted: all of them.
+    assert domain_distance(distances, 10).tolist() == [4.0, 24.75]
 
 
 @pytest.mark.parametrize(

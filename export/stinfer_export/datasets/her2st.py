@@ -22,8 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stinfer.contract import F64, I64
-from stinfer.slide import check_mpp
+from stinfer.contract import F64, I64, MPP_MAX_UM, MPP_MIN_UM
 from stinfer_export.datasets.section import Section
 from stinfer_export.errors import DatasetError
 
@@ -157,8 +156,10 @@ def read_counts(path: Path) -> tuple[tuple[str, ...], tuple[str, ...], I64]:
             numbers = np.asarray(values, dtype=np.float64)
         except ValueError as error:
             raise DatasetError(path, f"line {number} (spot {spot}): {error}", fix) from error
-        if not (np.isfinite(numbers).all() and (numbers >= 0).all() and (numbers == np.rint(numbers)).all()):
-            wrong = values[int(np.argmax(~np.isfinite(numbers) | (numbers < 0) | (numbers % 1 != 0)))]
+        # Beyond 2^53 a float no longer holds whole numbers; NaN fails every comparison.
+        is_count = (numbers >= 0) & (numbers <= 2.0**53) & (numbers == np.rint(numbers))
+        if not is_count.all():
+            wrong = values[int(np.argmin(is_count))]
             raise DatasetError(path, f"line {number} (spot {spot}): {wrong} is no count", fix)
         spots.append(spot)
         rows.append(numbers.astype(np.int64))
@@ -185,7 +186,11 @@ def _find_image(folder: Path, name: str) -> tuple[str, Path]:
     """Return the patient, who is named by the folder above the section's, and the image."""
     places = sorted(folder.glob(f"ST-imgs/*/{name}"))
     images = [
-        path for place in places for path in sorted(place.iterdir()) if path.suffix.lower() in _IMAGE_ENDINGS
+        path
+        for place in places
+        if place.is_dir()
+        for path in sorted(place.iterdir())
+        if path.suffix.lower() in _IMAGE_ENDINGS
     ]
     if len(images) != 1:
         cause = f"section {name} has {len(images)} images in ST-imgs/<patient>/{name}/, expected 1"
@@ -241,5 +246,7 @@ def _fit_mpp(folder: Path, name: str, places: F64) -> float:
         cause = f"section {name}: the spots' pitch is {slopes[0]:.1f} px in x and {slopes[1]:.1f} px in y"
         raise DatasetError(folder, cause, fix)
     mpp = PITCH_UM / float(np.mean(slopes))
-    check_mpp(f"the spots' pitch in section {name} of {folder}", (mpp, mpp))
+    if not MPP_MIN_UM <= mpp <= MPP_MAX_UM:
+        cause = f"section {name}: a pitch of {np.mean(slopes):.4g} px means {mpp:g} µm per pixel"
+        raise DatasetError(folder, cause, fix)
     return mpp
