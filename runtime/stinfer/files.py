@@ -44,15 +44,19 @@ def refuse_same_file(inputs: Sequence[Path], outputs: Sequence[Path]) -> None:
     SettingError
         Two names lead to one file.
     """
+    taken = {_resolved(path) for path in inputs}
+    for path in outputs:
+        if _resolved(path) in taken:
+            what = f"output {path} is also an input or another output of this run"
+            raise SettingError(what, "give every output a name of its own")
+        taken.add(_resolved(path))
+
+
+def _resolved(path: Path) -> Path:
     try:
-        taken = {path.resolve() for path in inputs}
-        for path in outputs:
-            if path.resolve() in taken:
-                what = f"output {path} is also an input or another output of this run"
-                raise SettingError(what, "give every output a name of its own")
-            taken.add(path.resolve())
+        return path.resolve()
     except (OSError, ValueError):
-        return  # a name that no file can have is refused where it is opened
+        return path  # a name that no file can have; refused where it is opened
 
 
 def make_folder(path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import math
+import shutil
 from pathlib import Path
 
 import h5py
@@ -205,16 +206,18 @@ def test_an_existing_picture_is_found_before_anything_is_encoded(tmp_path: Path,
     assert not (tmp_path / "p.h5ad").exists()
 
 
-@pytest.mark.parametrize("clash", [{"out": BOARD}, {"out": BANK}, {"csv": Path("p.h5ad")}, {"csv": BANK}])
+@pytest.mark.parametrize(
+    "clash", [{"out": "board.png"}, {"out": "bank.h5"}, {"csv": "p.h5ad"}, {"csv": "./bank.h5"}], ids=str
+)
 def test_an_output_that_is_an_input_or_another_output_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clash: dict
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    before = BOARD.read_bytes(), BANK.read_bytes()
-    arguments = {"out": Path("p.h5ad"), "mpp": MPP, "overwrite": True} | clash
+    slide, bank = Path(shutil.copy(BOARD, "board.png")), Path(shutil.copy(BANK, "bank.h5"))
+    arguments = {"out": "p.h5ad", "mpp": MPP, "overwrite": True} | clash
     with pytest.raises(SettingError, match="also an input or another output"):
-        stinfer.predict_slide(BOARD, BANK, **arguments)
-    assert (BOARD.read_bytes(), BANK.read_bytes()) == before
+        stinfer.predict_slide(slide, bank, **arguments)
+    assert (slide.read_bytes(), bank.read_bytes()) == (BOARD.read_bytes(), BANK.read_bytes())
 
 
 def test_progress_ends_at_the_number_of_spots(tmp_path: Path, spots: Path) -> None:
