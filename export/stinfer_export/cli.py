@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from stinfer import __version__
-from stinfer.cli import ProgressBar, set_up_logging, shows_errors
+from stinfer.cli import FiniteRange, ProgressBar, set_up_logging, shows_errors
 
 _FILE = click.Path(path_type=Path)
 _MODELS = Path("models")
@@ -76,7 +76,7 @@ def bank_group() -> None:
 @click.option("--sections", default="", help="Sections to pack, separated by commas. [default: all]")
 @click.option(
     "--fov-um",
-    type=click.FloatRange(min=1, max=10_000),
+    type=FiniteRange(min=1, max=10_000),
     default=154.0,
     show_default=True,
     help="Field of view: side in µm of the square around a spot that is embedded.",
@@ -90,7 +90,7 @@ def bank_group() -> None:
 )
 @click.option(
     "--max-outside",
-    type=click.FloatRange(min=0, max=1),
+    type=FiniteRange(min=0, max=1),
     default=0.25,
     show_default=True,
     help="Drop a spot if more than this part of its patch is outside the image.",
@@ -213,7 +213,7 @@ def demo_data(folder: Path, seed: int) -> None:
 )
 @click.option(
     "--min-detected",
-    type=click.FloatRange(min=0, max=1),
+    type=FiniteRange(min=0, max=1),
     default=0.3,
     show_default=True,
     help="... among those detected in more than this part of the bank's spots.",
@@ -227,7 +227,8 @@ def score(prediction: Path, counts: Path, bank: Path, n_genes: int, min_detected
     from stinfer_export.score import score_prediction
 
     found = score_prediction(prediction, counts, Bank.open(bank), n_genes=n_genes, min_detected=min_detected)
-    low, middle, high = np.nanquantile(found.pearson, [0.25, 0.5, 0.75])
+    # As in the mean, a gene without a correlation counts 0.
+    low, middle, high = np.quantile(np.nan_to_num(found.pearson), [0.25, 0.5, 0.75])
     click.echo(f"{found.n_spots} spots ({found.n_unmatched} predicted spots were not measured)")
     click.echo(f"{len(found.genes)} genes ({found.n_absent} not listed by the measurement: counted as 0)")
     click.echo(f"mean gene-wise Pearson {found.mean:.3f} (quartiles {low:.3f}, {middle:.3f}, {high:.3f})")

@@ -12,7 +12,7 @@ from stinfer.errors import ExtraMissingError, ModelError, SettingError
 from stinfer.files import make_folder, refuse_existing, sha256_file
 from stinfer_export.bank_builder import BankPlan, Progress, build_bank
 from stinfer_export.datasets import her2st
-from stinfer_export.registry import PAPER_BACKBONES, find_checkpoints, resolve
+from stinfer_export.registry import PAPER_BACKBONES, find_checkpoints
 
 STAIN_TEXTURE = "stain_texture"
 CHECKPOINTS = Path("models/checkpoints")
@@ -128,7 +128,7 @@ def _made_of(path: Path, checkpoint: Path) -> bool:
 
 def _choose_model(asked: str | None, exported: list[str]) -> str:
     if asked is not None:
-        asked = asked if asked == STAIN_TEXTURE else resolve(asked).name
+        asked = next((name for name in exported if name.partition(".")[0] == asked), asked)
         if asked not in (*exported, STAIN_TEXTURE):
             what = f"model {asked} was not exported; there are {', '.join([*exported, STAIN_TEXTURE])}"
             raise SettingError(what, f"put its checkpoint into {CHECKPOINTS}/")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -18,6 +19,16 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _FILE = click.Path(path_type=Path)
+
+
+class FiniteRange(click.FloatRange):
+    """A number in a range; nan and infinity, which compare with nothing, are none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return float(number)
 
 
 def shows_errors(command: Callable[P, R]) -> Callable[P, R]:
@@ -89,7 +100,7 @@ class ProgressBar:
 )
 @click.option(
     "--mpp",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     help="µm per level-0 pixel. [default: what the slide says; an error if it says nothing]",
 )
 @click.option(
@@ -100,7 +111,7 @@ class ProgressBar:
 )
 @click.option(
     "--pitch-um",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     help="Distance of grid points in µm; smaller is denser (super-resolution). [default: that of the bank]",
 )
 @click.option(

@@ -117,7 +117,6 @@ class AnnoySearch:
         self._references = prepare(references, distance)
         self._distance: Distance = distance
         self._search_k = search_k
-        self._exact = ExactSearch(references, distance)
         self._index = _load_annoy(index, references.shape[1], distance)
 
     def query(self, queries: F32, k: int) -> tuple[F32, I64]:
@@ -126,8 +125,11 @@ class AnnoySearch:
         found = np.empty((len(prepared), k), dtype=np.int64)
         for i, vector in enumerate(prepared):
             candidates = self._index.get_nns_by_vector(vector, k, search_k=max(self._search_k, k))
-            # Annoy may give fewer than it was asked for, however many nodes it inspects.
-            found[i] = candidates if len(candidates) == k else self._exact.query(queries[i : i + 1], k)[1][0]
+            if len(candidates) < k:
+                # It counts the nodes of all trees; so many are all there are.
+                every = self._index.get_n_trees() * len(self._references)
+                candidates = self._index.get_nns_by_vector(vector, k, search_k=every)
+            found[i] = candidates
         return _ranked(prepared, self._references, found, self._distance)
 
     def holds_references(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,8 +64,10 @@ def places_on_grid(slide: Slide, pitch_um: float) -> Places:
     SettingError
         The pitch is finer than the slide's pixels.
     """
-    if pitch_um < max(slide.mpp):
-        what = f"--pitch-um {pitch_um:g} is finer than the slide's pixels of {max(slide.mpp):g} µm"
+    if not max(slide.mpp) <= pitch_um < math.inf:
+        what = (
+            f"--pitch-um {pitch_um:g} is finer than the slide's pixels of {max(slide.mpp):g} µm, or no number"
+        )
         raise SettingError(what, "give a larger pitch")
     tissue = find_tissue(slide)
     centers = grid_centers(slide.size_l0, slide.mpp, pitch_um)

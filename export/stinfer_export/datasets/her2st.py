@@ -53,7 +53,11 @@ def list_sections(folder: Path) -> list[str]:
     if not counts.is_dir():
         cause = "it has no folder ST-cnts" if folder.is_dir() else "there is no such folder"
         raise DatasetError(folder, cause, _LAYOUT_FIX)
-    names = {path.name.split(".tsv")[0] for path in counts.iterdir() if ".tsv" in path.name}
+    names = {
+        path.name.split(".tsv")[0]
+        for path in counts.iterdir()
+        if ".tsv" in path.name and not path.name.startswith(".")
+    }
     if not names:
         cause = "its folder ST-cnts holds no .tsv or .tsv.gz files"
         raise DatasetError(folder, cause, _LAYOUT_FIX)
@@ -190,7 +194,7 @@ def _find_image(folder: Path, name: str) -> tuple[str, Path]:
         for place in places
         if place.is_dir()
         for path in sorted(place.iterdir())
-        if path.suffix.lower() in _IMAGE_ENDINGS
+        if path.suffix.lower() in _IMAGE_ENDINGS and not path.name.startswith(".")
     ]
     if len(images) != 1:
         cause = f"section {name} has {len(images)} images in ST-imgs/<patient>/{name}/, expected 1"
@@ -227,7 +231,11 @@ def _read_places(path: Path) -> dict[str, tuple[float, float, float, float]]:
         if name in places or not np.isfinite(place).all():
             cause = f"line {number}: spot {name} " + ("repeats" if name in places else "has no finite place")
             raise DatasetError(path, cause, fix)
-        if row.get("selected", "1") == "1":
+        selected = row.get("selected", "1")
+        if selected not in ("0", "1"):
+            cause = f"line {number}: selected is {selected!r}, expected 0 or 1"
+            raise DatasetError(path, cause, fix)
+        if selected == "1":
             places[name] = (place[0], place[1], place[2], place[3])
     return places
 
