@@ -25,6 +25,7 @@ class FiniteRange(click.FloatRange):
     """A number in a range; nan and infinity, which compare with nothing, are none."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Read a number from the command line."""
         number = super().convert(value, param, ctx)
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number.", param, ctx)
