@@ -14,7 +14,7 @@ THUMBNAIL_LONGEST_PX = 4096
 # Chroma of white glass under real scanners stays below; pale eosin lies above.
 CHROMA_FLOOR = 0.04
 # Optical density over glass, summed over the channels: eosin smeared around a section stays below.
-DENSITY_FLOOR = 0.10
+DENSITY_FLOOR = 0.12
 # Fat is tissue: cells of up to this width, empty but for their membranes, are filled.
 GAP_UM = 100.0
 # What is narrower than this is dust or a fibre, not tissue.
