@@ -22,12 +22,24 @@ from stinfer.errors import (
     BankVersionError,
     ModelFormatError,
 )
-from stinfer.files import sha256_file
+from stinfer.files import is_file, sha256_file
 from stinfer.integrity import hash_arrays, hash_json
 from stinfer.metric import AffineMetric
 
 # What `uns/stinfer/hashes` names: every part, and those of the blobs that the bank holds.
 BLOBS = ("model", "annoy")
+# HDF5, h5py and numpy speak of damage in all of these; whichever it is, the file is no whole bank.
+_DAMAGE = (
+    OSError,
+    KeyError,
+    ValueError,
+    TypeError,
+    RuntimeError,
+    AttributeError,
+    IndexError,
+    OverflowError,
+    MemoryError,
+)
 PARTS = ("settings", "genes", "spots", "expression", "embedding", "metric", "calibration")
 
 
@@ -116,7 +128,7 @@ class Bank:
             A part is not what was written.
         """
         path = Path(path)
-        if not path.is_file():
+        if not is_file(path):
             raise BankNotFoundError(path)
         try:
             with h5py.File(path, "r") as file:
@@ -126,12 +138,11 @@ class Bank:
                 for name in BLOBS:
                     found = _hash_bytes(_blob(file, name)) if name in file["uns/stinfer"] else "none"
                     _compare(path, name, bank.hashes.get(name, "none"), found)
+            _check_shapes(bank)
         except BankError:
             raise
-        except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError, IndexError) as error:
-            # HDF5 and h5py speak of damage in all of these; whichever it is, the file is no whole bank.
+        except _DAMAGE as error:
             raise BankFormatError(path, f"it is cut short, damaged or no bank ({_first(error)})") from error
-        _check_shapes(bank)
         return bank
 
     def model(self) -> bytes:
@@ -148,7 +159,7 @@ class Bank:
             if "model" in file["uns/stinfer"]:
                 return _blob(file, "model")
         beside = self.path.with_name(f"{self.settings.backbone}.onnx")
-        if not beside.is_file():
+        if not is_file(beside):
             cause = f"the model was left out of it, and there is no {beside.name} beside it"
             raise BankFormatError(self.path, cause)
         if sha256_file(beside) != self.settings.model_sha256:
@@ -193,10 +204,11 @@ def _hash_columns(columns: dict[str, AnyArray]) -> dict[str, str]:
 
 
 def _check_version(path: Path, file: h5py.File) -> None:
-    if "uns/stinfer/format_version" not in file or "uns/stinfer/model_sha256" not in file:
+    scalars = h5ad.read_scalars(file["uns/stinfer"]) if "uns/stinfer" in file else {}
+    if scalars.get("kind") != "bank":
         cause = "it is an HDF5 file, but no bank"
         raise BankFormatError(path, cause)
-    version = int(file["uns/stinfer/format_version"][()])
+    version = int(scalars["format_version"])
     if version != BANK_FORMAT_VERSION:
         raise BankVersionError(path, version, BANK_FORMAT_VERSION)
 
@@ -241,18 +253,28 @@ def _check_shapes(bank: Bank) -> None:
     """Refuse parts that do not fit together, whatever their hashes say."""
     n_refs, n_genes = bank.n_refs, len(bank.genes)
     sparse = bank.expression
+    if bank.distance_quantiles.ndim != 1 or bank.embedding.ndim != 2 or sparse.indptr.ndim != 1:
+        cause = "its arrays have not the format's dimensions"
+        raise BankFormatError(bank.path, cause)
     checks = {
         "it has no references": n_refs > 0 and n_genes > 0,
+        "its sections do not fit its spots": len(bank.sections) == len(bank.patients) == n_refs,
+        "its spot columns do not fit its spots": all(
+            c.shape == (n_refs,) for c in bank.spot_columns.values()
+        ),
+        "domain_k is larger than its number of references": bank.settings.domain_k <= n_refs,
         "its expression does not fit its spots and genes": (
             len(sparse.indptr) == n_refs + 1 and sparse.n_columns == n_genes
         ),
         "its expression matrix is no valid CSR": _valid_csr(sparse),
-        "its embeddings do not fit its spots": bank.embedding.ndim == 2 and len(bank.embedding) == n_refs,
+        "its embeddings do not fit its spots": len(bank.embedding) == n_refs,
         "its spots' coordinates do not fit": bank.spatial.shape == (n_refs, 2),
         "its gene symbols repeat": len(set(bank.genes)) == n_genes,
         "its spots' names repeat": len(set(bank.spots)) == n_refs,
         "its numbers are not of the format's types": _types_fit(bank),
-        "its gene columns do not fit its genes": all(len(c) == n_genes for c in bank.gene_columns.values()),
+        "its gene columns do not fit its genes": all(
+            c.shape == (n_genes,) for c in bank.gene_columns.values()
+        ),
         "its metric does not fit its embeddings": _metric_fits(bank),
         "its distance quantiles do not ascend": (
             bank.distance_quantiles.size > 1 and bool((np.diff(bank.distance_quantiles) >= 0).all())
@@ -294,7 +316,8 @@ def _types_fit(bank: Bank) -> bool:
 def _valid_csr(sparse: Sparse) -> bool:
     """Say whether rows follow each other and columns ascend in every row."""
     if not (
-        len(sparse.data) == len(sparse.indices)
+        sparse.data.ndim == sparse.indices.ndim == 1
+        and len(sparse.data) == len(sparse.indices)
         and len(sparse.indptr) > 0
         and int(sparse.indptr[0]) == 0
         and int(sparse.indptr[-1]) == len(sparse.data)

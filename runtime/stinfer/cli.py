@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
+from types import FrameType
 from typing import Any, ParamSpec, TypeVar
 
 import click
@@ -40,6 +42,10 @@ def shows_errors(command: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name in ("SIGTERM", "SIGHUP"):
+            if hasattr(signal, name):
+                # Unwinds, so that what is half-written goes.
+                signal.signal(getattr(signal, name), _leave)
         try:
             return command(*args, **kwargs)
         except StInferError as error:
@@ -48,6 +54,10 @@ def shows_errors(command: Callable[P, R]) -> Callable[P, R]:
             raise SystemExit(1) from error
 
     return wrapped
+
+
+def _leave(number: int, _: FrameType | None) -> None:
+    raise SystemExit(128 + number)
 
 
 class _ClickHandler(logging.Handler):
@@ -171,7 +181,7 @@ def run(slide: Path, bank: Path, png: str, *, quiet: bool, **options: Any) -> No
     set_up_logging(quiet=quiet)
     from stinfer.pipeline import predict_slide
 
-    result = predict_slide(slide, bank, png=_split(png), progress=ProgressBar(quiet=quiet), **options)
+    result = predict_slide(slide, bank, png=split_names(png), progress=ProgressBar(quiet=quiet), **options)
     if not quiet:
         click.echo(f"{result.path}: {result.n_spots} spots x {result.n_genes} genes, log1p CP10K")
         for path in (result.csv_path, *result.png_paths):
@@ -214,7 +224,8 @@ def verify(bank: Path) -> None:
         click.echo(f"ok  {line}")
 
 
-def _split(names: str) -> Sequence[str]:
+def split_names(names: str) -> list[str]:
+    """Split names at commas; blanks around them do not count, nor do empty names."""
     return [name.strip() for name in names.split(",") if name.strip()]
 
 

@@ -5,6 +5,7 @@ The two FORMAT.md files say the same in words; whoever changes one changes the o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
@@ -177,16 +178,33 @@ class BankSettings:
             if values[name] not in allowed:
                 msg = f"{name} is {values[name]!r}, expected one of {', '.join(allowed)}"
                 raise ValueError(msg)
-        for name in ("fov_um", "patch_px", "pitch_um", "spot_diameter_um", "k", "temperature", "domain_k"):
-            if not 0 < values[name] < 1e6:
-                msg = f"{name} is {values[name]}, expected a positive number"
+        for name, largest in _LARGEST.items():
+            if not 0 < values[name] <= largest:
+                msg = f"{name} is {values[name]}, expected above 0 and at most {largest:g}"
                 raise ValueError(msg)
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", values["backbone"]):
+            msg = (
+                f"backbone is {values['backbone']!r}, expected letters, digits, dots, dashes and underscores"
+            )
+            raise ValueError(msg)
+        if not 0 <= values["annoy_search_k"] < 2**31:
+            msg = f"annoy_search_k is {values['annoy_search_k']}, expected 0 to 2^31"
+            raise ValueError(msg)
         if not 0 <= values["annoy_recall"] <= 1:
             msg = f"annoy_recall is {values['annoy_recall']}, expected 0 to 1"
             raise ValueError(msg)
         return cls(**values)
 
 
+_LARGEST = {
+    "fov_um": 10_000,
+    "patch_px": 4096,
+    "pitch_um": 1e6,
+    "spot_diameter_um": 1e6,
+    "k": 1e6,
+    "domain_k": 1e6,
+    "temperature": 1e6,
+}
 _ALLOWED = {
     "pooling": ("patch",),
     "normalization": ("log1p_cp10k",),

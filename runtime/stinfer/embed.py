@@ -49,6 +49,9 @@ def open_encoder(bank: Bank, *, device: Device, threads: int | None) -> Encoder:
     if encoder.sha256 != bank.settings.model_sha256:
         cause = f"its SHA-256 is not the {bank.settings.model_sha256} that made the bank's embeddings"
         raise ModelFormatError(source, cause)
+    if encoder.card.input_size_px != bank.settings.patch_px:
+        cause = f"it takes {encoder.card.input_size_px} px, the bank was made with {bank.settings.patch_px}"
+        raise ModelFormatError(source, cause)
     if encoder.card.dim != len(bank.metric.mean):
         cause = (
             f"its embeddings have dim {encoder.card.dim}, the bank's metric expects {len(bank.metric.mean)}"

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
 from stinfer.contract import F32, MODEL_EMBEDDING, MODEL_INPUT, U8, ModelCard
-from stinfer.errors import ExtraMissingError, ModelFormatError, ProviderUnavailableError
+from stinfer.errors import ModelFormatError, ProviderUnavailableError, SettingError, StInferError
 from stinfer.onnx_guard import find_forbidden
-
-try:
-    import onnxruntime as ort
-    from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
-except ImportError as error:
-    raise ExtraMissingError(package="onnxruntime", extra="cpu", purpose="running a backbone") from error
+from stinfer.onnx_runtime import ORT_ERRORS, ort
 
 Device = Literal["auto", "cpu", "cuda"]
 _CPU = "CPUExecutionProvider"
@@ -55,6 +50,9 @@ class Encoder:
     def __init__(
         self, model: bytes, source: str, *, device: Device = "auto", threads: int | None = None
     ) -> None:
+        if device not in get_args(Device):
+            what = f"device is {device!r}"
+            raise SettingError(what, f"use one of {', '.join(get_args(Device))}")
         self.sha256 = hashlib.sha256(model).hexdigest()
         self._source = source
         self.fallback = ""
@@ -91,8 +89,8 @@ class Encoder:
         """
         try:
             (found,) = self._session.run([MODEL_EMBEDDING], {MODEL_INPUT: pixels})
-        except (ort_errors.Fail, ort_errors.RuntimeException, ort_errors.InvalidArgument) as error:
-            raise ModelFormatError(self._source, f"it cannot encode patches: {_first_line(error)}") from error
+        except ORT_ERRORS as error:
+            raise _encoding_error(self._source, error, pixels) from error
         embedding = np.asarray(found, dtype=np.float32)
         if embedding.shape != (len(pixels), self.card.dim):
             cause = f"its embedding has shape {embedding.shape}, its card says dim {self.card.dim}"
@@ -109,11 +107,6 @@ def cores_allowed() -> int:
     return os.cpu_count() or 1
 
 
-def onnxruntime_version() -> str:
-    """Return the version for the run's record."""
-    return str(ort.__version__)
-
-
 def _load(model: bytes, source: str, providers: list[str], threads: int) -> ort.InferenceSession:
     try:
         forbidden = find_forbidden(model)
@@ -124,17 +117,11 @@ def _load(model: bytes, source: str, providers: list[str], threads: int) -> ort.
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # its fallbacks are checked and reported by us
-    ort.disable_telemetry_events()
+    # Else bytes that begin as ONNX Runtime's own format are loaded as that, unseen by the guard.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     try:
         return ort.InferenceSession(model, options, providers=providers)
-    except (
-        ort_errors.Fail,
-        ort_errors.InvalidGraph,
-        ort_errors.InvalidProtobuf,
-        ort_errors.InvalidArgument,
-        ort_errors.NotImplemented,
-        ort_errors.RuntimeException,
-    ) as error:
+    except ORT_ERRORS as error:
         raise ModelFormatError(source, f"ONNX Runtime cannot load it: {_first_line(error)}") from error
 
 
@@ -158,6 +145,15 @@ def _read_card(session: ort.InferenceSession, source: str) -> ModelCard:
     if kind != "tensor(uint8)" or len(shape) != 4 or shape[3] != 3:
         raise ModelFormatError(source, f"its input is {kind} {shape}, expected uint8 (n, height, width, 3)")
     return card
+
+
+def _encoding_error(source: str, error: Exception, pixels: U8) -> StInferError:
+    """Tell a machine that is too small from a model that is wrong."""
+    if "allocat" in str(error).lower() and "memory" in str(error).lower():
+        n, height, width, _ = pixels.shape
+        what = f"{n} patches of {width} x {height} px do not fit in memory at once"
+        return SettingError(what, "give a smaller --batch-size")
+    return ModelFormatError(source, f"it cannot encode patches: {_first_line(error)}")
 
 
 def _first_line(error: Exception) -> str:

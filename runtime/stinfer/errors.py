@@ -260,8 +260,10 @@ class OutputWriteError(OutputError, OSError):
     def __init__(self, path: Path, cause: str) -> None:
         super().__init__(
             f"cannot write {path}: {cause}",
-            "make room or choose another place; nothing was left behind",
+            "make room, make the folder, or choose another place; nothing was left behind",
         )
+        self.path = path
+        self.cause = cause
 
 
 class ExtraMissingError(StInferError, ImportError):

@@ -28,12 +28,22 @@ def refuse_existing(path: Path, overwrite: bool) -> None:  # noqa: FBT001 - mirr
         raise OutputWriteError(path, _cause(error)) from error
     if is_folder:
         raise OutputWriteError(path, "it is a folder")
+    if exists and not path.is_file():
+        raise OutputWriteError(path, "it is a device or a pipe, not a file")
     if exists and not overwrite:
         raise OutputExistsError(path)
     if not path.parent.is_dir():
         raise OutputWriteError(path, f"the folder {path.parent} does not exist")
     if not os.access(path.parent, os.W_OK):
         raise OutputWriteError(path, f"the folder {path.parent} cannot be written")
+
+
+def is_file(path: Path) -> bool:
+    """Say whether there is a regular file, also for names that no file can have."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def refuse_same_file(inputs: Sequence[Path], outputs: Sequence[Path]) -> None:
@@ -55,7 +65,7 @@ def refuse_same_file(inputs: Sequence[Path], outputs: Sequence[Path]) -> None:
 def _resolved(path: Path) -> Path:
     try:
         return path.resolve()
-    except (OSError, ValueError):
+    except (OSError, ValueError, RuntimeError):  # RuntimeError: a loop of links, until Python 3.13
         return path  # a name that no file can have; refused where it is opened
 
 
@@ -96,6 +106,35 @@ def written_beside(path: Path) -> Iterator[Path]:
         raise OutputWriteError(path, _cause(error)) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def written_together(paths: Sequence[Path]) -> Iterator[dict[Path, Path]]:
+    """Give a name beside each of some files; rename them all when the block ends well, or none.
+
+    Yields
+    ------
+    the name to write to, for each path
+
+    Raises
+    ------
+    OutputWriteError
+        The system refuses to write one of them.
+    """
+    beside = {path: path.with_name(f".stinfer-{secrets.token_hex(8)}.partial") for path in paths}
+    final = {partial: path for path, partial in beside.items()}
+    try:
+        yield beside
+        for path, partial in beside.items():
+            try:
+                partial.replace(path)
+            except OSError as error:
+                raise OutputWriteError(path, _cause(error)) from error
+    except OutputWriteError as error:
+        raise OutputWriteError(final.get(error.path, error.path), error.cause) from error
+    finally:
+        for partial in final:
+            partial.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from stinfer.contract import I64
 from stinfer.errors import GeneUnknownError, SettingError
+from stinfer.files import is_file
 
 ALL = "all"
 _N_NEAREST = 3
@@ -57,19 +58,12 @@ def nearest_genes(name: str, known: Sequence[str]) -> list[str]:
     return [by_upper[upper] for upper in near]
 
 
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # too long for a file's name
-        return False
-
-
 def _names(request: str) -> list[str]:
     path = Path(request)
-    if path.suffix in (".txt", ".csv", ".tsv") and not _is_file(path):
+    if path.suffix in (".txt", ".csv", ".tsv") and not is_file(path):
         what = f"gene list {path} does not exist"
         raise SettingError(what, "check the path, or name genes separated by commas")
-    if "," not in request and _is_file(path):
+    if "," not in request and is_file(path):
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:

@@ -250,29 +250,31 @@ def read_array(group: h5py.Group, name: str) -> AnyArray:
     if dataset.nbytes > Path(group.file.filename).stat().st_size:
         msg = f"{dataset.name} declares more bytes than the file holds"
         raise ValueError(msg)
-    values: AnyArray = dataset[...]
+    values: AnyArray = np.asarray(dataset[...])
     return values
 
 
-def refuse_links(group: h5py.Group, depth: int = 8) -> None:
-    """Check that everything below a group lies in the file itself.
+def refuse_links(file: h5py.File) -> None:
+    """Check that everything in a file lies in the file itself, at one place.
 
     Raises
     ------
     ValueError
-        Something is a link to another place or file, or groups are nested deeper than `depth`.
+        Something is a link to another file or place.
     """
-    for name in group:
-        link = group.get(name, getlink=True)
-        if not isinstance(link, h5py.HardLink):
-            msg = f"{group.name}/{name} is a link to another file or place"
-            raise ValueError(msg)
-        item = group[name]
-        if isinstance(item, h5py.Group):
-            if depth == 0:
-                msg = f"{item.name} is nested too deep"
+    seen = set()
+    pending: list[h5py.Group] = [file]
+    while pending:
+        group = pending.pop()
+        for name in group:
+            item = group.get(name) if isinstance(group.get(name, getlink=True), h5py.HardLink) else None
+            address = None if item is None else h5py.h5o.get_info(item.id).addr
+            if address is None or address in seen:
+                msg = f"{group.name}/{name} is a link to another file or place"
                 raise ValueError(msg)
-            refuse_links(item, depth - 1)
+            seen.add(address)
+            if isinstance(item, h5py.Group):
+                pending.append(item)
 
 
 def read_strings(group: h5py.Group, name: str) -> list[str]:
@@ -302,8 +304,8 @@ def read_scalars(group: h5py.Group) -> dict[str, Scalar]:
     found: dict[str, Scalar] = {}
     for key, item in group.items():
         if isinstance(item, h5py.Dataset) and item.shape == ():
-            value = item[()]
-            found[key] = value.decode() if isinstance(value, bytes) else value.item()
+            value = read_array(group, key).item()
+            found[key] = value.decode() if isinstance(value, bytes) else value
     return found
 
 

@@ -12,7 +12,7 @@ from stinfer.bank import Bank
 from stinfer.contract import I64
 from stinfer.embed import open_encoder
 from stinfer.errors import BankAlteredError
-from stinfer.neighbors import AnnoySearch, ExactSearch, annoy_installed, recall
+from stinfer.neighbors import AnnoySearch, ExactSearch, annoy_installed, choose_search, recall
 
 _N_RECALL_QUERIES = 200
 # What an index of the recorded parameters may lose against the recall it was recorded with.
@@ -68,20 +68,19 @@ def verify_bank(path: Path) -> Iterator[str]:
     yield f"hashes of {', '.join(sorted(bank.hashes))}"
     encoder = open_encoder(bank, device="cpu", threads=None)
     yield f"model {encoder.card.backbone} loads and is the one that made the embeddings"
-    index = bank.annoy_index()
-    if index is None:
+    if "annoy" not in bank.hashes:
         yield "no Annoy index: search is exact"
     elif not annoy_installed():
         yield "Annoy index not compared with the embeddings: annoy is not installed here"
     else:
-        yield f"Annoy index holds the embeddings, recall {_check_index(bank, index):.3f}"
+        yield f"Annoy index holds the embeddings, recall {_check_index(bank):.3f}"
 
 
-def _check_index(bank: Bank, index: bytes) -> float:
+def _check_index(bank: Bank) -> float:
     """Compare the index with the embeddings; return its recall."""
     s = bank.settings
-    annoy = AnnoySearch(index, bank.embedding, s.distance, s.annoy_search_k)
-    if not annoy.holds_references():
+    annoy = choose_search("annoy", bank)
+    if not isinstance(annoy, AnnoySearch) or not annoy.holds_references():
         cause = "it was not built from the bank's embeddings"
         raise BankAlteredError(bank.path, "Annoy index", cause)
     queries = bank.embedding[recall_queries(bank.n_refs)]

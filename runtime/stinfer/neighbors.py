@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
 from stinfer.bank import Bank
 from stinfer.contract import F32, I64
-from stinfer.errors import ExtraMissingError, SettingError
+from stinfer.errors import BankAlteredError, ExtraMissingError, SettingError
 
 Distance = Literal["cosine", "euclidean"]
 SearchChoice = Literal["auto", "exact", "annoy"]
@@ -109,6 +109,8 @@ class AnnoySearch:
     ------
     ExtraMissingError
         Annoy is not installed.
+    OSError
+        The bytes are no index of so many references.
     """
 
     name = "annoy"
@@ -118,6 +120,9 @@ class AnnoySearch:
         self._distance: Distance = distance
         self._search_k = search_k
         self._index = _load_annoy(index, references.shape[1], distance)
+        if self._index.get_n_items() != len(references):
+            msg = f"it holds {self._index.get_n_items()} items, expected {len(references)}"
+            raise OSError(msg)
 
     def query(self, queries: F32, k: int) -> tuple[F32, I64]:
         """Find the nearest references; see `Search.query`."""
@@ -158,6 +163,9 @@ def choose_search(choice: SearchChoice, bank: Bank) -> Search:
     ExtraMissingError
         ``annoy`` was asked for and Annoy is not installed.
     """
+    if choice not in get_args(SearchChoice):
+        what = f"search is {choice!r}"
+        raise SettingError(what, f"use one of {', '.join(get_args(SearchChoice))}")
     settings = bank.settings
     worthwhile = bank.n_refs >= ANNOY_FROM_REFS and settings.annoy_recall >= ANNOY_MIN_RECALL
     if choice == "exact" or (choice == "auto" and not (worthwhile and annoy_installed())):
@@ -166,7 +174,10 @@ def choose_search(choice: SearchChoice, bank: Bank) -> Search:
     if index is None:
         what = f"--search annoy: bank {bank.path} holds no Annoy index"
         raise SettingError(what, "use --search exact, or build the bank where Annoy is installed")
-    return AnnoySearch(index, bank.embedding, settings.distance, settings.annoy_search_k)
+    try:
+        return AnnoySearch(index, bank.embedding, settings.distance, settings.annoy_search_k)
+    except OSError as error:
+        raise BankAlteredError(bank.path, "Annoy index", str(error)) from error
 
 
 def annoy_installed() -> bool:

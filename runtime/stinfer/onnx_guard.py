@@ -70,6 +70,9 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     while at < len(message):
         key, at = _varint(message, at)
         field, wire = key >> 3, key & 7
+        if field == 0:
+            msg = "it has a field of number 0"
+            raise ValueError(msg)
         if wire == _VARINT:
             value, at = _varint(message, at)
             yield field, value

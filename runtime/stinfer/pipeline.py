@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from stinfer.contract import F32, I64, PREDICTION_FORMAT_VERSION, AnyArray
 from stinfer.embed import iter_embeddings, open_encoder
 from stinfer.encoder import Device, Encoder
 from stinfer.errors import SettingError
-from stinfer.files import refuse_existing, refuse_same_file, sha256_file
+from stinfer.files import is_file, refuse_existing, refuse_same_file, sha256_file, written_together
 from stinfer.genes import ALL, select_genes
 from stinfer.geometry import extent_l0, outside_fraction
 from stinfer.neighbors import Search, SearchChoice, choose_search
@@ -28,7 +28,7 @@ from stinfer.predict import (
     neighbor_weights,
 )
 from stinfer.prediction import Neighbors, PredictionTable, SlideImage, write_csv, write_prediction
-from stinfer.record import Notices, software_versions
+from stinfer.record import Notices, plain_name, software_versions
 from stinfer.slide import Slide, open_slide
 
 Progress = Callable[[int, int], None]
@@ -37,6 +37,8 @@ UNIT = "log1p CP10K"
 DEFAULT_BATCH_SIZE = 32
 # A spot is in-domain unless it is farther from its neighbors than 99 % of the held-out references.
 IN_DOMAIN_CONFIDENCE = 0.01
+# A given scale that differs more from what the slide says is told.
+MPP_TOLERANCE = 0.05
 HIRES_PX = 2000
 LOWRES_PX = 600
 
@@ -120,7 +122,13 @@ def predict_slide(
     StInferError
         Any of `stinfer.errors`; nothing is left half-written.
     """
+    _check_choice("weighting", weighting, (None, *get_args(Weighting)))
+    _check_choice("device", device, get_args(Device))
+    _check_choice("search", search, get_args(SearchChoice))
+    for name, number in (("k", k), ("batch_size", batch_size), ("threads", threads)):
+        _check_count(name, number)
     out = default_output(slide) if out is None else Path(out)
+    png = list(dict.fromkeys([png] if isinstance(png, str) else png))
     csv_path = None if csv is None else Path(csv)
     if spots is not None and pitch_um is not None:
         what = "--spots and --pitch-um contradict each other: the file says where to predict"
@@ -131,7 +139,9 @@ def predict_slide(
     drawn = [int(select_genes([gene], opened_bank.genes)[0]) for gene in png]
     png_paths = tuple(_picture_path(out, opened_bank.genes[position]) for position in drawn)
     outputs = [path for path in (out, csv_path, *png_paths) if path is not None]
-    refuse_same_file([Path(path) for path in (slide, bank, spots) if path is not None], outputs)
+    gene_list = genes if isinstance(genes, str) and is_file(Path(genes)) else None
+    inputs = [Path(path) for path in (slide, bank, spots, gene_list) if path is not None]
+    refuse_same_file(inputs, outputs)
     for path in outputs:
         refuse_existing(path, overwrite)
     k = settings.k if k is None else k
@@ -176,13 +186,26 @@ def predict_slide(
         image=image,
         record=_record(opened, opened_bank, places, arguments, notices),
     )
-    # The pictures and the table first: that the prediction is there says that the run is complete.
-    for path, position in zip(png_paths, drawn, strict=True):
-        draw_gene_map(path, _gene_map(position, opened_bank, neighbors, table, places, opened))
-    if csv_path is not None:
-        write_csv(csv_path, table, opened_bank.expression, chosen, neighbors)
-    write_prediction(out, table, opened_bank.expression, chosen, neighbors)
+    with written_together(outputs) as beside:
+        for path, position in zip(png_paths, drawn, strict=True):
+            shown = _gene_map(position, opened_bank, neighbors, table, places, opened)
+            draw_gene_map(beside[path], shown)
+        if csv_path is not None:
+            write_csv(beside[csv_path], table, opened_bank.expression, chosen, neighbors)
+        write_prediction(beside[out], table, opened_bank.expression, chosen, neighbors)
     return PredictionResult(out, csv_path, png_paths, len(places.names), len(chosen), tuple(notices.texts))
+
+
+def _check_choice(name: str, value: object, allowed: Sequence[object]) -> None:
+    if value not in allowed:
+        what = f"{name} is {value!r}"
+        raise SettingError(what, f"use one of {', '.join(str(one) for one in allowed if one is not None)}")
+
+
+def _check_count(name: str, value: object) -> None:
+    if value is not None and (not isinstance(value, int) or value < 1):
+        what = f"{name} is {value!r}"
+        raise SettingError(what, "give a whole number of at least 1")
 
 
 def _picture_path(out: Path, gene: str) -> Path:
@@ -195,6 +218,12 @@ def _notice_guesses(notices: Notices, slide: Slide, places: Places, bank: Bank, 
     settings = bank.settings
     if encoder.fallback:
         notices.add(f"running on the CPU: {encoder.fallback}")
+    if slide.said_mpp is not None and any(
+        abs(said / used - 1) > MPP_TOLERANCE for said, used in zip(slide.said_mpp, slide.mpp, strict=True)
+    ):
+        notices.add(
+            f"the slide says {slide.said_mpp[0]:g} µm per pixel; --mpp {slide.mpp[0]:g} is used instead"
+        )
     wanted_um = settings.fov_um / settings.patch_px
     if max(slide.mpp) > 1.5 * wanted_um:
         notices.add(
@@ -223,6 +252,8 @@ def _find_neighbors(
     """Apply the metric and search, batch by batch; return distances and indices, (n_spots, k)."""
     distances = np.empty((n_spots, k), dtype=np.float32)
     indices = np.empty((n_spots, k), dtype=np.int64)
+    if progress is not None:
+        progress(0, n_spots)
     done = 0
     for batch in embeddings:
         part = slice(done, done + len(batch))
@@ -248,7 +279,7 @@ def _domain_columns(distances: F32, bank: Bank, notices: Notices) -> dict[str, A
 def _slide_image(slide: Slide, mark_um: float) -> SlideImage:
     hires, lowres = slide.thumbnail(HIRES_PX), slide.thumbnail(LOWRES_PX)
     return SlideImage(
-        name=slide.path.stem,
+        name=plain_name(slide.path.stem),
         hires=hires,
         lowres=lowres,
         hires_scale=hires.shape[1] / slide.size_l0[0],
@@ -284,7 +315,7 @@ def _record(
         "kind": "prediction",
         "unit": UNIT,
         "slide": {
-            "name": slide.path.name,
+            "name": plain_name(slide.path.name),
             # A slide that is a folder of files has no one hash.
             "sha256": sha256_file(slide.path) if slide.path.is_file() else "",
             "width_px": slide.size_l0[0],
@@ -294,7 +325,7 @@ def _record(
             "mpp_source": slide.mpp_source,
         },
         "bank": {
-            "name": bank.path.name,
+            "name": plain_name(bank.path.name),
             "sha256": sha256_file(bank.path),
             "n_references": bank.n_refs,
             **bank.settings.to_scalars(),

@@ -12,12 +12,15 @@ import numpy as np
 from stinfer.contract import F64, AnyArray
 from stinfer.errors import NoTissueError, SettingError
 from stinfer.geometry import extent_l0, grid_centers
+from stinfer.record import plain_name
 from stinfer.slide import Slide
 from stinfer.spots import read_spots
 from stinfer.tissue import find_tissue
 
 # A grid point is predicted where at least this part of its square is tissue.
 MIN_TISSUE_FRACTION = 0.5
+# Their neighbors are held in memory: a gigabyte or two for so many.
+MAX_PLACES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ def places_from_file(slide: Slide, path: str | Path, spot_diameter_um: float) ->
     spots = read_spots(path, slide.size_l0)
     record = {
         "source": spots.kind,
-        "file": Path(path).name,
+        "file": plain_name(Path(path).name),
         "n_spots": len(spots.names),
         "n_left_out_by_file": spots.n_unselected,
     }
@@ -70,6 +73,10 @@ def places_on_grid(slide: Slide, pitch_um: float) -> Places:
         )
         raise SettingError(what, "give a larger pitch")
     tissue = find_tissue(slide)
+    n_places = tissue.area_mm2(slide.mpp) * 1e6 / pitch_um**2
+    if n_places > MAX_PLACES:
+        what = f"--pitch-um {pitch_um:g} gives about {n_places:,.0f} places, more than {MAX_PLACES:,}"
+        raise SettingError(what, "give a larger pitch")
     centers = grid_centers(slide.size_l0, slide.mpp, pitch_um)
     fraction = tissue.fraction(centers, extent_l0(pitch_um, slide.mpp))
     kept = fraction >= MIN_TISSUE_FRACTION

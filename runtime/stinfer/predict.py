@@ -37,9 +37,12 @@ def neighbor_weights(distances: F32, weighting: Weighting, temperature: float) -
         at_zero = exact == 0
         with np.errstate(divide="ignore"):
             weights = np.where(at_zero.any(axis=1, keepdims=True), at_zero, 1.0 / exact)
-    else:
+    elif weighting == "softmax":
         # Relative to the nearest, so that no row underflows to nothing.
         weights = np.exp((exact.min(axis=1, keepdims=True) - exact) / temperature)
+    else:
+        msg = f"weighting is {weighting!r}, expected uniform, inverse or softmax"
+        raise ValueError(msg)
     return np.asarray(weights / weights.sum(axis=1, keepdims=True), dtype=np.float32)
 
 

@@ -32,17 +32,24 @@ class Notices:
         self.texts.append(text)
 
 
+def plain_name(name: str) -> str:
+    """Return a file's name as HDF5 can hold it: valid UTF-8, and no path of its own."""
+    readable = name.encode("utf-8", errors="replace").decode("utf-8").replace("/", "_")
+    return readable if readable.strip(". ") else "unnamed"
+
+
 def software_versions() -> dict[str, str]:
     """Return the versions of everything a result depends on."""
-    import onnxruntime
     import openslide
+
+    from stinfer.onnx_runtime import ort
 
     return {
         "stinfer": stinfer.__version__,
         "python": platform.python_version(),
         "numpy": np.__version__,
         "h5py": h5py.__version__,
-        "onnxruntime": str(onnxruntime.__version__),
+        "onnxruntime": str(ort.__version__),
         "openslide": str(openslide.__library_version__),
         "pillow": pillow_version,
     }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +33,18 @@ FLAT_LIMIT_PX = 500_000_000
 # Level-0 pixels that a band of a thumbnail covers; far fewer are decoded where there is a pyramid.
 _BAND_LIMIT_PX = 64_000_000
 _FLAT_FORMATS = ("JPEG", "PNG", "TIFF")
+# What Pillow raises for damaged data depends on the format and on where the damage is.
+_PILLOW_DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    TypeError,
+    KeyError,
+    IndexError,
+    OverflowError,
+    struct.error,
+)
 _COLOR_MODES = ("RGB", "RGBA", "P", "CMYK", "YCbCr")
 # Tags of TIFF and EXIF.
 _ORIENTATION, _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 0x0112, 0x011A, 0x011B, 0x0128
@@ -105,6 +118,7 @@ class Slide:
     source : its pixels
     mpp : µm per level-0 pixel, x and y
     mpp_source : where the scale comes from, for the record
+    said_mpp : what the file says, where that was overridden
 
     Attributes
     ----------
@@ -112,10 +126,19 @@ class Slide:
         Width and height in level-0 pixels.
     """
 
-    def __init__(self, path: Path, source: _Source, mpp: tuple[float, float], mpp_source: str) -> None:
+    def __init__(
+        self,
+        path: Path,
+        source: _Source,
+        mpp: tuple[float, float],
+        mpp_source: str,
+        *,
+        said_mpp: tuple[float, float] | None = None,
+    ) -> None:
         self.path = path
         self.mpp = mpp
         self.mpp_source = mpp_source
+        self.said_mpp = said_mpp
         self.size_l0 = source.level_sizes[0]
         self._source = source
 
@@ -220,12 +243,15 @@ def open_slide(path: str | Path, mpp: float | None = None) -> Slide:
         exists = False
     if not exists:
         raise SlideNotFoundError(path)
+    if not (path.is_file() or path.is_dir()):
+        cause = "it is a device or a pipe, not a file"
+        raise SlideUnreadableError(path, cause)
     if mpp is not None:
         check_mpp("--mpp", (mpp, mpp))
     source, found, said_by = _open_source(path)
     try:
         if mpp is not None:
-            return Slide(path, source, (mpp, mpp), "given by the user")
+            return Slide(path, source, (mpp, mpp), "given by the user", said_mpp=found)
         if found is None:
             raise ScaleUnknownError(path)
         check_mpp(f"the {said_by} of {path}", found)
@@ -274,7 +300,7 @@ def _plain_tiff(path: Path) -> bool:
     try:
         with _opened_by_pillow(path) as image:
             return image.mode in _COLOR_MODES and image.getexif().get(_ORIENTATION, 1) == 1
-    except (OSError, SyntaxError, ValueError):
+    except _PILLOW_DAMAGE:
         return True  # Pillow does not know its compression; OpenSlide does
 
 
@@ -324,8 +350,7 @@ def _read_flat(path: Path) -> tuple[U8, tuple[float, float] | None]:
             pixels = np.asarray(flat, dtype=np.uint8)
     except UnidentifiedImageError as error:
         raise SlideUnreadableError(path, "it is no image that OpenSlide or Pillow knows") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        # What Pillow raises for damaged data depends on the format.
+    except _PILLOW_DAMAGE as error:
         if isinstance(error, SlideError):
             raise
         raise SlideUnreadableError(path, str(error)) from error

@@ -18,6 +18,8 @@ from stinfer.geometry import outside_px
 
 # Columns of Space Ranger's tissue positions; version 1 wrote them without the header.
 _VISIUM = ("barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres")
+# A Visium HD section at 2 µm, the largest there is, has 11 million bins.
+_LARGEST_BYTES = 2_000_000_000
 _ID_COLUMNS = ("id", "name", "barcode", "spot", "spot_id")
 
 
@@ -72,10 +74,18 @@ def read_spots(path: str | Path, size_l0: tuple[int, int]) -> Spots:
 
 def _rows(path: Path) -> list[list[str]]:
     try:
+        if path.exists() and not path.is_file():
+            cause = "it cannot be read as text (it is no file)"
+            raise SpotsFormatError(path, cause)
+        if path.stat().st_size > _LARGEST_BYTES:
+            cause = f"it is larger than {_LARGEST_BYTES / 1e6:.0f} MB"
+            raise SpotsFormatError(path, cause)
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise SpotsFormatError(path, "the file does not exist") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except SpotsFormatError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a loop of links
         raise SpotsFormatError(path, f"it cannot be read as text ({error})") from error
     if "\0" in text:
         raise SpotsFormatError(path, "it cannot be read as text (it holds NUL bytes)")
@@ -139,7 +149,9 @@ def _visium(path: Path, columns: dict[str, list[str]]) -> Spots:
 
 def _plain(path: Path, columns: dict[str, list[str]]) -> Spots:
     n = len(columns["x"])
-    named = next((columns[key] for key in _ID_COLUMNS if key in columns), None)
+    # A table that pandas wrote has its index first, without a name.
+    keys = [*_ID_COLUMNS, *([""] if next(iter(columns)) == "" else [])]
+    named = next((columns[key] for key in keys if key in columns), None)
     names = named or [f"spot_{i}" for i in range(n)]
     return _spots(path, names, columns["x"], columns["y"], [True] * n, "table of x and y")
 

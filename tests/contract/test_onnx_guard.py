@@ -13,6 +13,7 @@ from stinfer.bank import Bank
 from stinfer.encoder import Encoder
 from stinfer.errors import ModelFormatError
 from stinfer.onnx_guard import find_forbidden
+from stinfer.onnx_runtime import ort
 from stinfer_export.stain_texture import build_graph
 
 MODEL = Bank.open(Path(__file__).parents[1] / "data" / "board_v1.h5").model()
@@ -78,3 +79,17 @@ def test_a_branch_hides_nothing() -> None:
     model = onnx.load_from_string(MODEL)
     model.graph.node.append(helper.make_node("If", ["yes"], ["x"], then_branch=branch, else_branch=branch))
     assert find_forbidden(model.SerializeToString()) == "it keeps weights in another file"
+
+
+def test_onnx_runtimes_own_format_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file in that format is no protobuf, and would be loaded unseen by the guard."""
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "m.ort")
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    ort.InferenceSession(MODEL, options, providers=["CPUExecutionProvider"])
+    own = (tmp_path / "m.ort").read_bytes()
+    assert own[4:8] == b"ORTM"
+    # As if the bytes were made so that the guard finds nothing.
+    monkeypatch.setattr("stinfer.encoder.find_forbidden", lambda _: None)
+    with pytest.raises(ModelFormatError):
+        Encoder(own, "m.ort", device="cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
+from stinfer import h5ad
 from stinfer.bank import Bank
 from stinfer.embed import open_encoder
 from stinfer.errors import (
@@ -20,6 +22,7 @@ from stinfer.errors import (
     ModelFormatError,
 )
 from stinfer.inspect_bank import describe_bank, verify_bank
+from stinfer.integrity import hash_json
 
 BANK = Path(__file__).parents[1] / "data" / "board_v1.h5"
 
@@ -186,3 +189,62 @@ def test_verify_passes_the_bank_it_was_given() -> None:
     lines = list(verify_bank(BANK))
     assert lines[0] == "format, shapes and finiteness: 30 references x 3 genes"
     assert any("mean_color loads" in line for line in lines)
+
+
+def craft(path: Path, **changed: object) -> None:
+    """Change settings and make the hash fit again, as an attacker would."""
+    with h5py.File(path, "r+") as file:
+        uns = file["uns/stinfer"]
+        for name, value in changed.items():
+            del uns[name]
+            uns[name] = value
+        settings = h5ad.read_scalars(uns)
+        del uns["hashes/settings"]
+        uns["hashes/settings"] = hash_json(settings)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"domain_k": 5000},
+        {"k": 31},
+        {"k": -1},
+        {"backbone": "../elsewhere"},
+        {"fov_um": 900_000.0},
+        {"patch_px": 10**9},
+        {"annoy_search_k": 10**18},
+        {"temperature": float("nan")},
+        {"weighting": "gauss"},
+        {"pooling": "x"},
+    ],
+    ids=str,
+)
+def test_a_crafted_setting_is_refused_whatever_its_hash(copy: Path, changed: dict) -> None:
+    craft(copy, **changed)
+    with pytest.raises(BankFormatError):
+        Bank.open(copy)
+
+
+def test_the_crafting_itself_is_not_what_is_refused(copy: Path) -> None:
+    craft(copy, k=5)
+    assert Bank.open(copy).settings.k == 5
+
+
+def test_a_newer_version_is_told_whatever_else_changed(copy: Path) -> None:
+    with h5py.File(copy, "r+") as file:
+        file["uns/stinfer/format_version"][...] = 9
+        del file["uns/stinfer/model_sha256"]
+    with pytest.raises(BankVersionError, match="format version 9"):
+        Bank.open(copy)
+
+
+def test_an_annoy_index_that_is_none_is_named(copy: Path) -> None:
+    pytest.importorskip("annoy")
+    junk = np.frombuffer(b"junk", dtype=np.uint8)
+    with h5py.File(copy, "r+") as file:
+        uns = file["uns/stinfer"]
+        del uns["annoy"], uns["hashes/annoy"]
+        uns["annoy"] = junk
+        uns["hashes/annoy"] = hashlib.sha256(b"junk").hexdigest()
+    with pytest.raises(BankAlteredError, match="Annoy index"):
+        list(verify_bank(copy))

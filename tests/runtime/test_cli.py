@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import subprocess
 import sys
@@ -154,6 +155,39 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, limit: int, ext
     assert lines[0].startswith("Error: cannot write p.")
     assert lines[1].startswith("Try:   make room")
     assert len(lines) == 2
-    left = {path.name for path in tmp_path.iterdir()}
-    assert "p.h5ad" not in left
-    assert not any("partial" in name for name in left)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_terminated_run_leaves_nothing(tmp_path: Path) -> None:
+    """SIGTERM, as a batch system sends it, while the outputs are being written."""
+    code = (
+        "import os, signal, stinfer.pipeline as p\n"
+        "real = p.write_csv\n"
+        "def killed(*a):\n    real(*a)\n    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "p.write_csv = killed\n"
+        "from stinfer.cli import run_main; run_main()"
+    )
+    arguments = [BOARD, "--bank", BANK, "--mpp", "5", "--out", "p.h5ad", "--csv", "p.csv", "--png", "RED"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, check=False
+    )
+    assert done.returncode == 128 + 15
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_written_to_the_home_folder(tmp_path: Path) -> None:
+    """ONNX Runtime's telemetry would leave a device number there, and look up its maker's servers."""
+    home, work = tmp_path / "home", tmp_path / "work"
+    home.mkdir()
+    work.mkdir()
+    code = "from stinfer.cli import run_main; run_main()"
+    environment = {**os.environ, "HOME": str(home), "XDG_CACHE_HOME": str(home / "cache")}
+    environment.pop("ORT_DISABLE_TELEMETRY", None)
+    subprocess.run(
+        [sys.executable, "-c", code, BOARD, "--bank", BANK, "--mpp", "5", "--quiet"],
+        cwd=work,
+        env=environment,
+        check=True,
+    )
+    assert [path.name for path in work.iterdir()] == ["board.stinfer.h5ad"]
+    assert not any(home.rglob("*"))

@@ -199,7 +199,8 @@ def test_an_index_of_other_references_is_noticed(tmp_path):
     changed = references.copy()
     changed[59, 7] += 1e-3
     assert not AnnoySearch(index, changed, "cosine", 100).holds_references()
-    assert not AnnoySearch(index, references[:59], "cosine", 100).holds_references()
+    with pytest.raises(OSError, match="60 items, expected 59"):
+        AnnoySearch(index, references[:59], "cosine", 100)
 
 
 def test_annoy_missing_says_what_to_install(monkeypatch):

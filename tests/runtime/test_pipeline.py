@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from stinfer.errors import (
     ScaleUnknownError,
     SettingError,
     SlideNotFoundError,
+    SlideUnreadableError,
     SpotsOutsideError,
 )
 
@@ -163,6 +165,12 @@ CASES = [
     ({"genes": "RED,GREN"}, GeneUnknownError, "nearest: GREEN"),
     ({"png": ["nope"]}, GeneUnknownError, "nope"),
     ({"k": 31}, SettingError, "30 references"),
+    ({"k": 2.5}, SettingError, "k is 2.5"),
+    ({"batch_size": 0}, SettingError, "batch_size is 0"),
+    ({"threads": -1}, SettingError, "threads is -1"),
+    ({"weighting": "gauss"}, SettingError, "use one of uniform, inverse, softmax"),
+    ({"device": "gpu"}, SettingError, "use one of auto, cpu, cuda"),
+    ({"search": "brute"}, SettingError, "use one of auto, exact, annoy"),
     ({"out": Path("no_such_folder/p.h5ad")}, OutputWriteError, "no_such_folder"),
     ({"pitch_um": 1.0}, SettingError, "finer than the slide's pixels"),
     ({"spots": Path("spots.csv"), "pitch_um": 50.0}, SettingError, "contradict"),
@@ -231,4 +239,44 @@ def test_progress_ends_at_the_number_of_spots(tmp_path: Path, spots: Path) -> No
         batch_size=2,
         progress=lambda done, total: seen.append((done, total)),
     )
-    assert seen == [(2, 3), (3, 3)]
+    assert seen == [(0, 3), (2, 3), (3, 3)]
+
+
+def test_a_scale_that_contradicts_the_slide_is_told(tmp_path: Path) -> None:
+    with Image.open(BOARD) as board:
+        board.save(tmp_path / "board.png", dpi=(5080, 5080))  # 5 µm per pixel
+    said = {}
+    for mpp in (5.1, 6.0):
+        result = stinfer.predict_slide(
+            tmp_path / "board.png", BANK, out=tmp_path / "p.h5ad", mpp=mpp, overwrite=True
+        )
+        said[mpp] = [notice for notice in result.notices if "the slide says 5 µm" in notice]
+    assert (len(said[5.1]), len(said[6.0])) == (0, 1)
+
+
+def test_a_gene_is_drawn_once_however_often_it_is_named(tmp_path: Path) -> None:
+    result = stinfer.predict_slide(BOARD, BANK, out=tmp_path / "p.h5ad", mpp=MPP, png=["RED", "RED"])
+    assert [path.name for path in result.png_paths] == ["p.RED.png"]
+
+
+@pytest.mark.parametrize("name", ["..png", "a\udcffb.png"], ids=["dots", "not UTF-8"])
+def test_a_slide_of_an_odd_name_is_predicted(tmp_path: Path, name: str) -> None:
+    slide = Path(shutil.copy(BOARD, tmp_path / name))
+    result = stinfer.predict_slide(slide, BANK, out=tmp_path / "p.h5ad", mpp=MPP)
+    with h5py.File(result.path) as file:
+        assert len(file["uns/spatial"]) == 1
+        assert file["uns/stinfer/slide/name"].asstr()[()] in ("..png", "a?b.png")
+
+
+def test_an_output_that_is_a_pipe_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OutputWriteError, match="a device or a pipe"):
+        stinfer.predict_slide(BOARD, BANK, out=tmp_path / "pipe", mpp=MPP, overwrite=True)
+    with pytest.raises(SlideUnreadableError, match="a device or a pipe"):
+        stinfer.predict_slide(tmp_path / "pipe", BANK, out=tmp_path / "p.h5ad", mpp=MPP)
+
+
+def test_a_pitch_of_too_many_places_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("stinfer.places.MAX_PLACES", 100)
+    with pytest.raises(SettingError, match="more than 100"):
+        stinfer.predict_slide(BOARD, BANK, out=tmp_path / "p.h5ad", mpp=MPP, pitch_um=50)
