@@ -17,8 +17,8 @@ from stinfer.contract import F32, F64, I64, AnyArray, BankSettings
 from stinfer.embed import iter_embeddings
 from stinfer.encoder import Device, Encoder
 from stinfer.errors import SettingError
-from stinfer.files import refuse_existing
-from stinfer.geometry import extent_l0, outside_fraction
+from stinfer.files import refuse_existing, refuse_same_file
+from stinfer.geometry import extent_l0, outside_fraction, outside_px
 from stinfer.metric import identity_metric, standardizing_metric
 from stinfer.neighbors import Distance, annoy_installed
 from stinfer.predict import Weighting, log1p_cp10k
@@ -28,6 +28,7 @@ from stinfer_export import annoy_index
 from stinfer_export.bank_writer import write_bank
 from stinfer_export.calibration import calibrate
 from stinfer_export.datasets.section import Section
+from stinfer_export.errors import DatasetError
 
 GeneJoin = Literal["union", "intersection"]
 MetricKind = Literal["none", "standardize"]
@@ -131,8 +132,9 @@ def build_bank(
     Raises
     ------
     StInferError
-        Of the slides, the model, the settings or the output; nothing is left half-written.
+        Of the sections, the slides, the model, the settings or the output; nothing is left half-written.
     """
+    refuse_same_file([model_path], [out])
     refuse_existing(out, overwrite)
     notices = Notices()
     try:
@@ -230,6 +232,7 @@ def _encode(
     """Drop the spots that cannot be used, embed the others and normalise their counts."""
     patch_px = encoder.card.input_size_px
     with open_slide(section.image_path, section.mpp) as slide:
+        _refuse_misplaced(section, extent_l0(plan.pitch_um, slide.mpp), slide.size_l0)
         extent = extent_l0(plan.fov_um, slide.mpp)
         outside = outside_fraction(section.centers_l0, extent, slide.size_l0)
         totals = section.counts.sum(axis=1).astype(np.float64)
@@ -255,6 +258,22 @@ def _encode(
         embeddings=embeddings,
         source={"image": section.image_path.name, "mpp_um": section.mpp, "n_spots": len(kept)},
     )
+
+
+def _refuse_misplaced(section: Section, pitch_l0: tuple[float, float], size_l0: tuple[int, int]) -> None:
+    """Refuse places that are not of this image.
+
+    An array may reach over the edge of its image, but a spot half a pitch beyond cannot have been seen.
+    """
+    outside = outside_px(section.centers_l0, size_l0)
+    n_outside = int((outside > max(pitch_l0) / 2).sum())
+    if n_outside:
+        worst = int(np.argmax(outside))
+        cause = (
+            f"section {section.name}: {n_outside} of {len(outside)} spots lie outside its image of "
+            f"{size_l0[0]}x{size_l0[1]} px, spot {section.spots[worst]} by {outside[worst]:.0f} px"
+        )
+        raise DatasetError(section.image_path, cause, "check that image and selection file belong together")
 
 
 def _notice_drops(
@@ -284,20 +303,18 @@ def _join_genes(parts: Sequence[_Part], join: GeneJoin, notices: Notices) -> tup
     sets = [set(part.genes) for part in parts]
     union, shared = set.union(*sets), set.intersection(*sets)
     n_partial = len(union) - len(shared)
-    if n_partial and join == "union":
-        notices.add(
-            f"union of the sections' genes: {len(union)}, of which {n_partial} are not listed in every "
-            "section and count 0 where they are not"
-        )
-    elif n_partial:
-        notices.add(
-            f"intersection of the sections' genes: {len(shared)}; {n_partial} genes that are not listed "
-            "in every section are left out"
-        )
+    genes = union if join == "union" else shared
+    if not n_partial:
+        effect = "all of them listed in every section"
+    elif join == "union":
+        effect = f"of which {n_partial} are not listed in every section and count 0 where they are not"
+    else:
+        effect = f"{n_partial} more that are not listed in every section are left out"
+    notices.add(f"{join} of the sections' genes: {len(genes)}, {effect}")
     if not shared and join == "intersection":
         what = "the sections have no gene in common"
         raise SettingError(what, "use --gene-join union, or check that the sections belong together")
-    return tuple(sorted(union if join == "union" else shared))
+    return tuple(sorted(genes))
 
 
 def _to_sparse(dense: F32) -> Sparse:
@@ -333,13 +350,18 @@ def _gene_presence(parts: Sequence[_Part], genes: Sequence[str], expression: Spa
     }
 
 
+def default_k(n_refs: int) -> int:
+    """Return how many neighbors are averaged where nobody says."""
+    return min(DEFAULT_K, max(n_refs // DEFAULT_K_SHARE, 1))
+
+
 def _choose_k(asked: int | None, n_refs: int, notices: Notices) -> int:
     if asked is not None and asked > n_refs:
         what = f"--k {asked} is larger than the bank's {n_refs} references"
         raise SettingError(what, "give a smaller one")
     if asked is not None:
         return asked
-    k = min(DEFAULT_K, max(n_refs // DEFAULT_K_SHARE, 1))
+    k = default_k(n_refs)
     if k < DEFAULT_K:
         notices.add(f"k is {k}, not {DEFAULT_K}: a {DEFAULT_K_SHARE}th of the {n_refs} references")
     return k

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from stinfer import __version__
-from stinfer.cli import FiniteRange, ProgressBar, set_up_logging, shows_errors
+from stinfer.cli import FiniteRange, ProgressBar, set_up_logging, shows_errors, split_names
+from stinfer_export.datasets.her2st import DEFAULT_FOV_UM
 
 _FILE = click.Path(path_type=Path)
 _MODELS = Path("models")
-_BANKS = Path("reference_bank")
+_BANK = Path("reference_bank/her2st.h5")
+
+
+def _read_names(_: click.Context, __: click.Parameter, names: str | None) -> list[str] | None:
+    """Split a list at its commas; one that is given must name something."""
+    if names is None:
+        return None
+    found = split_names(names)
+    if not found:
+        msg = f"{names!r} names no section."
+        raise click.BadParameter(msg)
+    return found
 
 
 @click.group(epilog="Example: stinfer-export bank her2st DIR --model models/stain_texture.onnx")
@@ -48,13 +59,17 @@ def backbone(name: str, checkpoint: Path | None, out_dir: Path, *, pretrained: b
 @main.command(name="all", epilog="Example: stinfer-export all --her2st her2st/data")
 @click.option("--her2st", type=_FILE, metavar="DIR", help="The her2st data set. [default: looked for]")
 @click.option(
-    "--model", help="Backbone that packs it. [default: a network of the paper, any other, stain_texture]"
+    "--model",
+    metavar="NAME",
+    help="Backbone that packs it: of a checkpoint, or of a file models/NAME.onnx. "
+    "[default: a network of the paper, any other with a checkpoint, stain_texture]",
 )
 @shows_errors
 def all_(her2st: Path | None, model: str | None) -> None:
     """Convert every backbone in models/checkpoints and build reference_bank/her2st.h5.
 
-    The same as `make export`; run it in the project's root.
+    A bank that lies there is kept, and is an error if it was made otherwise. The same as `make export`;
+    run it in the project's root.
     """
     set_up_logging(quiet=False)
     from stinfer_export.export_all import export_all
@@ -73,11 +88,13 @@ def bank_group() -> None:
 )
 @click.argument("folder", metavar="DIR", type=_FILE)
 @click.option("--model", type=_FILE, required=True, help="ONNX file of the backbone.")
-@click.option("--sections", default="", help="Sections to pack, separated by commas. [default: all]")
+@click.option(
+    "--sections", callback=_read_names, help="Sections to pack, separated by commas. [default: all]"
+)
 @click.option(
     "--fov-um",
     type=FiniteRange(min=1, max=10_000),
-    default=154.0,
+    default=DEFAULT_FOV_UM,
     show_default=True,
     help="Field of view: side in µm of the square around a spot that is embedded.",
 )
@@ -127,9 +144,9 @@ def bank_group() -> None:
 @click.option(
     "--out",
     type=_FILE,
-    default=_BANKS / "her2st.h5",
+    default=_BANK,
     show_default=True,
-    help="Bank to write.",
+    help="Bank to write; the folder of the default is made.",
 )
 @click.option(
     "--device",
@@ -154,10 +171,18 @@ def bank_group() -> None:
 @click.option("--quiet", is_flag=True, help="Print errors and notices only.")
 @shows_errors
 def bank_her2st(
-    folder: Path, model: Path, sections: str, out: Path, *, without_model: bool, quiet: bool, **options: Any
+    folder: Path,
+    model: Path,
+    sections: list[str] | None,
+    out: Path,
+    *,
+    without_model: bool,
+    quiet: bool,
+    **options: Any,
 ) -> None:
     """Pack the her2st data set in DIR: the folder of ST-imgs, ST-cnts and ST-spotfiles."""
     set_up_logging(quiet=quiet)
+    from stinfer.files import make_folder
     from stinfer_export import bank_builder
     from stinfer_export.datasets import her2st as dataset
 
@@ -169,8 +194,10 @@ def bank_her2st(
         include_model=not without_model,
         **options,
     )
+    if out == _BANK:
+        make_folder(out.parent)
     summary = bank_builder.build_bank(
-        dataset.iter_sections(folder, _split(sections) or None),
+        dataset.iter_sections(folder, sections),
         plan,
         model,
         out,
@@ -232,7 +259,3 @@ def score(prediction: Path, counts: Path, bank: Path, n_genes: int, min_detected
     click.echo(f"{found.n_spots} spots ({found.n_unmatched} predicted spots were not measured)")
     click.echo(f"{len(found.genes)} genes ({found.n_absent} not listed by the measurement: counted as 0)")
     click.echo(f"mean gene-wise Pearson {found.mean:.3f} (quartiles {low:.3f}, {middle:.3f}, {high:.3f})")
-
-
-def _split(names: str) -> Sequence[str]:
-    return [name.strip() for name in names.split(",") if name.strip()]

@@ -6,23 +6,20 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from stinfer.bank import Bank
 from stinfer.contract import ModelCard
 from stinfer.encoder import Encoder
-from stinfer.errors import ExtraMissingError, ModelError, SettingError
+from stinfer.errors import BankError, ExtraMissingError, ModelError, SettingError
 from stinfer.files import make_folder, refuse_existing, sha256_file
-from stinfer_export.bank_builder import BankPlan, Progress, build_bank
+from stinfer_export.bank_builder import BankPlan, Progress, build_bank, default_k
 from stinfer_export.datasets import her2st
-from stinfer_export.registry import PAPER_BACKBONES, find_checkpoints
+from stinfer_export.registry import PAPER_BACKBONES, STAIN_TEXTURE, find_checkpoints
 
-STAIN_TEXTURE = "stain_texture"
 CHECKPOINTS = Path("models/checkpoints")
 MODELS = Path("models")
 BANK = Path("reference_bank/her2st.h5")
-# Where the data set is looked for if nobody says; the second is where the tests have it.
-HER2ST_PLACES = (
-    Path("reference_bank/data/her2st"),
-    Path(os.environ.get("STINFER_DATA", "../shared")) / "her2st",
-)
+# Where the data set is looked for if nobody says; then in the folder that STINFER_DATA names.
+HER2ST = Path("reference_bank/data/her2st")
 HER2ST_URL = "https://github.com/almaan/her2st"
 
 
@@ -65,23 +62,38 @@ def export_all(her2st_dir: Path | None, model: str | None, progress: Progress | 
 
     1. ``stain_texture``, always: it needs no weights.
     2. Every checkpoint in ``models/checkpoints``; a model made of the same file is left as it is.
-    3. The bank ``reference_bank/her2st.h5``, if the data set is given or found.
+    3. The bank ``reference_bank/her2st.h5``, if the data set is given or found. One that lies there is
+       kept if it is of the same model, sections and settings, and never replaced.
+
+    Data set and model are looked at before anything is written.
 
     Parameters
     ----------
     her2st_dir : the data set; by default it is looked for
-    model : backbone that packs it; by default the first of the paper's that is at hand, else any other
-        network, else ``stain_texture``
+    model : backbone that packs it, of a checkpoint or of a file in ``models``; by default the first of
+        the paper's that has a checkpoint, else any other network that has, else ``stain_texture``
     progress : as for `build_bank`
 
     Yields
     ------
     what was done, and what is missing and where to get it, a line each
+
+    Raises
+    ------
+    DatasetError
+        The data set is not there, or not laid out as her2st.
+    SettingError
+        There is no such model, or the bank that lies there was made otherwise.
+    StInferError
+        See `export_backbone` and `build_bank`.
     """
+    folder = her2st_dir or next((place for place in _her2st_places() if place.is_dir()), None)
+    sections = her2st.list_sections(folder) if folder is not None else []
+    checkpoints = find_checkpoints(CHECKPOINTS)
+    chosen = MODELS / f"{_choose_model(model, list(checkpoints))}.onnx"
     make_folder(MODELS)
     _stain_texture_writer()(MODELS / f"{STAIN_TEXTURE}.onnx")
     yield f"wrote {MODELS / STAIN_TEXTURE}.onnx"
-    checkpoints = find_checkpoints(CHECKPOINTS)
     for name, checkpoint in checkpoints.items():
         path = MODELS / f"{name}.onnx"
         if _made_of(path, checkpoint):
@@ -93,19 +105,21 @@ def export_all(her2st_dir: Path | None, model: str | None, progress: Progress | 
         if spec.name not in checkpoints:
             target = CHECKPOINTS / f"{spec.name}.safetensors"
             yield f"no weights for {spec.name}: save {spec.sources[0]} as {target}"
-    folder = her2st_dir or next((place for place in HER2ST_PLACES if place.is_dir()), None)
     if folder is None:
         yield (
             f"no bank: the her2st data set was not found. Get {HER2ST_URL}, unpack its images and "
             "counts, and run: make export HER2ST=<its data folder>; or put that folder at "
-            f"{HER2ST_PLACES[0]}"
+            f"{HER2ST}"
         )
         return
-    chosen = MODELS / f"{_choose_model(model, list(checkpoints))}.onnx"
-    yield f"packing {folder} with {chosen}"
     plan = BankPlan(her2st.NAME, her2st.PITCH_UM, her2st.SPOT_DIAMETER_UM, her2st.DEFAULT_FOV_UM)
+    if BANK.is_file():
+        _refuse_other_bank(plan, chosen, sections)
+        yield f"kept {BANK}: its model, sections and settings have not changed"
+        return
+    yield f"packing {folder} with {chosen}"
     make_folder(BANK.parent)
-    built = build_bank(her2st.iter_sections(folder), plan, chosen, BANK, overwrite=True, progress=progress)
+    built = build_bank(her2st.iter_sections(folder), plan, chosen, BANK, progress=progress)
     yield f"wrote {built.path}: {built.n_refs} references x {built.n_genes} genes"
 
 
@@ -126,12 +140,46 @@ def _made_of(path: Path, checkpoint: Path) -> bool:
     return card.checkpoint_sha256 == sha256_file(checkpoint)
 
 
+def _her2st_places() -> list[Path]:
+    data = os.environ.get("STINFER_DATA")
+    return [HER2ST, Path(data) / "her2st"] if data else [HER2ST]
+
+
+def _refuse_other_bank(plan: BankPlan, model: Path, sections: list[str]) -> None:
+    """Check that the bank that lies there is the one that would be built."""
+    fix = "move or delete it; or write another file, with stinfer-export bank her2st DIR --out FILE"
+    try:
+        bank = Bank.open(BANK)
+    except BankError as error:
+        what = f"{BANK} is there, but is not a bank that could be kept: {error.what}"
+        raise SettingError(what, fix) from error
+    names = ("dataset", "fov_um", "gene_join", "metric", "distance", "weighting")
+    found: dict[str, object] = {name: getattr(bank.settings, name) for name in (*names, "k", "model_sha256")}
+    found["sections"] = ", ".join(sorted(set(bank.sections)))
+    wanted: dict[str, object] = {name: getattr(plan, name) for name in names}
+    wanted |= {
+        "k": default_k(bank.n_refs),
+        "model_sha256": sha256_file(model),
+        "sections": ", ".join(sections),
+    }
+    differing = [name for name in wanted if found[name] != wanted[name]]
+    if differing:
+        said = "; ".join(f"{name} is {found[name]}, not {wanted[name]}" for name in differing)
+        what = f"{BANK} exists and was made otherwise: {said}"
+        raise SettingError(what, fix)
+
+
 def _choose_model(asked: str | None, exported: list[str]) -> str:
-    if asked is not None:
-        asked = next((name for name in exported if name.partition(".")[0] == asked), asked)
-        if asked not in (*exported, STAIN_TEXTURE):
-            what = f"model {asked} was not exported; there are {', '.join([*exported, STAIN_TEXTURE])}"
-            raise SettingError(what, f"put its checkpoint into {CHECKPOINTS}/")
-        return asked
-    of_paper = [spec.name for spec in PAPER_BACKBONES.values() if spec.name in exported]
-    return [*of_paper, *exported, STAIN_TEXTURE][0]
+    if asked is None:
+        of_paper = [spec.name for spec in PAPER_BACKBONES.values() if spec.name in exported]
+        return [*of_paper, *exported, STAIN_TEXTURE][0]
+    at_hand = sorted(path.stem for path in MODELS.glob("*.onnx"))
+    known = list(dict.fromkeys([*exported, *at_hand, STAIN_TEXTURE]))
+    for name in known:
+        if asked == name:
+            return name
+    for name in known:
+        if asked == name.partition(".")[0]:
+            return name
+    what = f"there is no model {asked}; there are {', '.join(known)}"
+    raise SettingError(what, f"put its checkpoint into {CHECKPOINTS}/, or its file into {MODELS}/")

@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 
 RGB = tuple[float, float, float]
 
+# Our own, which needs no weights and no torch; it is not timm's, so `resolve` does not know it.
+STAIN_TEXTURE = "stain_texture"
+
 IMAGENET_MEAN: RGB = (0.485, 0.456, 0.406)
 IMAGENET_STD: RGB = (0.229, 0.224, 0.225)
 
@@ -140,17 +143,6 @@ def find_checkpoints(folder: Path) -> dict[str, Path]:
         else:
             found[spec.name] = path
     return dict(sorted(found.items()))
-
-
-def find_checkpoint(folder: Path, name: str) -> Path | None:
-    """Find the weights of one backbone in a folder, as `find_checkpoints` does.
-
-    Raises
-    ------
-    BackboneUnknownError, BackboneUnsupportedError, ExtraMissingError
-        As of `resolve`.
-    """
-    return find_checkpoints(folder).get(resolve(name).name)
 
 
 def _candidates(folder: Path) -> list[tuple[str, Path]]:

@@ -12,12 +12,15 @@ from stinfer import h5ad
 from stinfer.bank import Bank
 from stinfer.contract import F32, F64, I64
 from stinfer.errors import SettingError
+from stinfer.files import sha256_file
 from stinfer.predict import log1p_cp10k
 from stinfer_export.calibration import pearson_by_gene
 from stinfer_export.datasets.her2st import read_counts
 
 DEFAULT_N_GENES = 250
 DEFAULT_MIN_DETECTED = 0.3
+
+_GRID = "grid over tissue"  # the record's word for places that no file gave
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ def score_prediction(
 
     Parameters
     ----------
-    prediction : the `.h5ad` file of a run
+    prediction : the `.h5ad` file of a run at the spots of a file
     counts : table of raw counts, spots x genes; its spots are named as those of the prediction
     bank : the bank that predicted; it alone decides which genes are compared
     n_genes, min_detected : see `variable_genes`
@@ -91,14 +94,15 @@ def score_prediction(
     DatasetError
         The counts cannot be read.
     SettingError
-        The prediction cannot be read, lacks a gene, or shares no spot with the counts.
+        The prediction cannot be read, is on a grid or of another bank, lacks a gene, or shares no spot
+        with the counts.
     """
     genes, spots, table = read_counts(counts)
     chosen = [bank.genes[i] for i in variable_genes(bank, n_genes, min_detected)]
     if not chosen:
         what = f"no gene of bank {bank.path} is detected in more than {min_detected:.0%} of its spots"
         raise SettingError(what, "lower --min-detected")
-    names, predicted = _read_prediction(prediction, chosen)
+    names, predicted = _read_prediction(prediction, chosen, bank)
     totals = table.sum(axis=1)
     row_of = {spot: i for i, spot in enumerate(spots) if totals[i] > 0}
     shared = [i for i, name in enumerate(names) if name in row_of]
@@ -118,17 +122,25 @@ def score_prediction(
     )
 
 
-def _read_prediction(path: Path, genes: list[str]) -> tuple[list[str], F32]:
+def _read_prediction(path: Path, genes: list[str], bank: Bank) -> tuple[list[str], F32]:
     fix = "give the .h5ad file that stinfer-run wrote, made with --genes all"
     try:
         with h5py.File(path, "r") as file:
+            places = h5ad.read_scalars(file["uns/stinfer/places"])
+            sha256 = h5ad.read_scalars(file["uns/stinfer/bank"])["sha256"]
             position = {gene: i for i, gene in enumerate(h5ad.read_strings(file["var"], "_index"))}
-            missing = [gene for gene in genes if gene not in position]
-            if missing:
-                what = f"prediction {path} lacks {len(missing)} of the genes to compare ({missing[0]}, …)"
-                raise SettingError(what, fix)
-            order = [position[gene] for gene in genes]
-            return h5ad.read_strings(file["obs"], "_index"), h5ad.read_array(file, "X")[:, order]
-    except (OSError, KeyError, ValueError) as error:
+            names, values = h5ad.read_strings(file["obs"], "_index"), h5ad.read_array(file, "X")
+    except (OSError, KeyError, ValueError, AttributeError) as error:
         what = f"prediction {path} cannot be read ({error})"
         raise SettingError(what, fix) from error
+    if places.get("source") == _GRID:
+        what = f"prediction {path} is on a grid, whose names are not those of measured spots"
+        raise SettingError(what, "predict with --spots FILE of the measured section")
+    if sha256 != sha256_file(bank.path):
+        what = f"prediction {path} was made with another bank than {bank.path}"
+        raise SettingError(what, "give the bank that predicted, or predict again with this one")
+    missing = [gene for gene in genes if gene not in position]
+    if missing:
+        what = f"prediction {path} lacks {len(missing)} of the genes to compare ({missing[0]}, …)"
+        raise SettingError(what, fix)
+    return names, values[:, [position[gene] for gene in genes]]

@@ -39,6 +39,7 @@ from onnx import ModelProto, TensorProto, checker, helper
 
 from stinfer.contract import F64, MODEL_EMBEDDING, MODEL_FEATURES, MODEL_INPUT, ModelCard
 from stinfer.files import written_beside
+from stinfer_export.registry import STAIN_TEXTURE
 from stinfer_export.stain_texture_embedding import (
     N_LEVELS,
     N_TEXTURE_LEVELS,
@@ -49,7 +50,6 @@ from stinfer_export.stain_texture_embedding import (
 )
 from stinfer_export.stain_texture_graph import Block, GraphBuilder, anisotropy, join, product_of_two
 
-NAME = "stain_texture"
 STRIDE_PX = 32
 INPUT_SIZE_PX = 224
 
@@ -111,7 +111,7 @@ def build_graph() -> ModelProto:
     graph.name_output(features.tensor, MODEL_FEATURES)
     graph.name_output(embedding.tensor, MODEL_EMBEDDING)
     card = ModelCard(
-        backbone=NAME,
+        backbone=STAIN_TEXTURE,
         input_size_px=INPUT_SIZE_PX,
         dim=len(embedding.names),
         channels=len(features.names),
@@ -120,7 +120,7 @@ def build_graph() -> ModelProto:
         precision="fp32",
     )
     model = graph.to_model(
-        NAME,
+        STAIN_TEXTURE,
         [helper.make_tensor_value_info(MODEL_INPUT, TensorProto.UINT8, ["n", "height", "width", 3])],
         [
             helper.make_tensor_value_info(MODEL_EMBEDDING, TensorProto.FLOAT, ["n", card.dim]),

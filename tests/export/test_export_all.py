@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.util
 import re
@@ -14,10 +15,12 @@ import pytest
 from stinfer.bank import Bank
 from stinfer.contract import ModelCard
 from stinfer.encoder import Encoder
-from stinfer.errors import OutputExistsError, SettingError, StInferError
+from stinfer.errors import SettingError
 from stinfer_export import export_all as module
+from stinfer_export.bank_builder import BankPlan, build_bank
+from stinfer_export.datasets.her2st import iter_sections
 from stinfer_export.errors import DatasetError
-from stinfer_export.export_all import export_all, export_backbone
+from stinfer_export.export_all import export_all
 from stinfer_export.registry import PAPER_BACKBONES
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +36,8 @@ PAPER = [
     "resnext50d_32x4d.bt_in1k",
 ]
 
+KEPT = "kept reference_bank/her2st.h5: its model, sections and settings have not changed"
+
 
 @pytest.fixture(autouse=True)
 def project(tmp_path, monkeypatch):
@@ -40,7 +45,7 @@ def project(tmp_path, monkeypatch):
     folder = tmp_path / "project"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(module, "HER2ST_PLACES", (Path("reference_bank/data/her2st"),))
+    monkeypatch.delenv("STINFER_DATA", raising=False)
     return folder
 
 
@@ -136,19 +141,110 @@ def test_the_data_set_given_is_packed(board):
     assert hashlib.sha256(Path("models/stain_texture.onnx").read_bytes()).hexdigest() == s.model_sha256
 
 
-def test_the_data_set_is_found_in_its_place_and_packed_again(board, conversions):
+def test_the_data_set_is_found_in_its_place_and_packed_once(board, conversions):
     shutil.copytree(board, "reference_bank/data/her2st")
     _checkpoint("resnet18.a1_in1k.pth")
 
     assert _run()[-2] == "packing reference_bank/data/her2st with models/resnet18.a1_in1k.onnx"
-    first = Path("reference_bank/her2st.h5").read_bytes()
+    path = Path("reference_bank/her2st.h5")
+    first, written = path.read_bytes(), path.stat().st_mtime_ns
+    assert _run()[-1] == KEPT
+    assert (path.read_bytes(), path.stat().st_mtime_ns) == (first, written)
+    path.unlink()
     assert _run()[-1] == "wrote reference_bank/her2st.h5: 30 references x 3 genes"
-    assert Path("reference_bank/her2st.h5").read_bytes() == first
+    assert path.read_bytes() == first
 
 
-def test_a_data_set_that_is_not_there_is_an_error():
+def test_the_data_set_is_found_where_the_environment_says(board, tmp_path, monkeypatch):
+    shutil.copytree(board, tmp_path / "data/her2st")
+    monkeypatch.setenv("STINFER_DATA", str(tmp_path / "data"))
+
+    assert _run()[-2] == f"packing {tmp_path / 'data/her2st'} with models/stain_texture.onnx"
+
+
+def test_a_data_set_beside_the_project_is_not_taken(board, project):
+    shutil.copytree(board, project.parent / "shared/her2st")
+
+    assert _run()[-1].startswith("no bank: ")
+
+
+def test_a_data_set_that_is_not_there_is_an_error_before_any_work(project, conversions):
+    _checkpoint("resnet18.a1_in1k.pth")
+    Path("other").mkdir()
+
     with pytest.raises(DatasetError, match=r"nowhere: there is no such folder$"):
         _run(Path("nowhere"))
+    with pytest.raises(DatasetError, match=r"other: it has no folder ST-cnts$"):
+        _run(Path("other"))
+
+    assert conversions == []
+    assert sorted(path.name for path in project.rglob("*") if path.is_file()) == ["resnet18.a1_in1k.pth"]
+
+
+# A bank that lies there
+
+
+def _other_bank(board, name, tmp_path):
+    """Pack the board otherwise, in one regard."""
+    model = Path("models/stain_texture.onnx")
+    data = board
+    plan = BankPlan("her2st", 200.0, 100.0, 154.0)
+    if name == "sections":
+        data = tmp_path / "data"
+        shutil.copytree(board, data)
+        shutil.copytree(data / "ST-imgs/T/T1", data / "ST-imgs/U/U2")
+        shutil.copy(data / "ST-cnts/T1.tsv", data / "ST-cnts/U2.tsv")
+        shutil.copy(data / "ST-spotfiles/T1_selection.tsv", data / "ST-spotfiles/U2_selection.tsv")
+        # As many neighbors as the board has by itself: the sections alone differ.
+        plan = dataclasses.replace(plan, k=12)
+    elif name == "model_sha256":
+        model = tmp_path / "mean_color.onnx"
+        fixtures.write_mean_color_model(model)
+    else:
+        values = {"fov_um": 200.0, "metric": "none", "distance": "euclidean", "k": 5}
+        values |= {"weighting": "uniform", "gene_join": "intersection", "dataset": "mine"}
+        plan = dataclasses.replace(plan, **{name: values[name]})
+    module.BANK.parent.mkdir()
+    build_bank(iter_sections(data), plan, model, module.BANK, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "difference"),
+    [
+        ("fov_um", "fov_um is 200.0, not 154.0"),
+        ("metric", "metric is none, not standardize"),
+        ("distance", "distance is euclidean, not cosine"),
+        ("weighting", "weighting is uniform, not softmax"),
+        ("gene_join", "gene_join is intersection, not union"),
+        ("dataset", "dataset is mine, not her2st"),
+        ("k", "k is 5, not 6"),
+        ("sections", "sections is T1, U2, not T1"),
+        ("model_sha256", "model_sha256 is "),
+    ],
+)
+def test_a_bank_that_was_made_otherwise_is_not_replaced(board, tmp_path, name, difference):
+    _run()
+    _other_bank(board, name, tmp_path)
+    before = module.BANK.read_bytes()
+
+    with pytest.raises(SettingError) as caught:
+        _run(board)
+
+    said = "reference_bank/her2st.h5 exists and was made otherwise: "
+    assert caught.value.what.startswith(said + difference)
+    assert "; " not in caught.value.what
+    assert caught.value.fix.startswith("move or delete it")
+    assert module.BANK.read_bytes() == before
+
+
+def test_a_file_that_is_no_bank_is_not_replaced(board):
+    module.BANK.parent.mkdir()
+    module.BANK.write_bytes(b"precious")
+
+    with pytest.raises(SettingError, match=r"her2st\.h5 is there, but is not a bank that could be kept: "):
+        _run(board)
+
+    assert module.BANK.read_bytes() == b"precious"
 
 
 def test_a_model_of_the_same_checkpoint_is_kept(conversions):
@@ -239,53 +335,38 @@ def test_a_model_that_is_not_at_hand_is_refused(board, conversions):
 
     with pytest.raises(
         SettingError,
-        match=r"model vgg16\.tv_in1k was not exported; there are resnet18\.a1_in1k, stain_texture",
+        match=r"there is no model vgg16\.tv_in1k; there are resnet18\.a1_in1k, stain_texture$",
     ) as caught:
         _run(board, "vgg16.tv_in1k")
 
     assert "models/checkpoints" in caught.value.fix
-    assert not Path("reference_bank/her2st.h5").exists()
+    assert conversions == []
+    assert not list(Path().rglob("*.onnx"))
+    assert not Path("reference_bank").exists()
+
+
+@pytest.mark.parametrize("asked", ["mynet.own", "mynet"])
+def test_a_model_file_without_a_checkpoint_packs_when_asked(board, asked):
+    Path("models").mkdir()
+    fixtures.write_mean_color_model(Path("models/mynet.own.onnx"))
+
+    assert f"packing {board} with models/mynet.own.onnx" in _run(board, asked)
+    assert Bank.open("reference_bank/her2st.h5").settings.backbone == "mean_color"
+
+
+def test_a_model_file_without_a_checkpoint_is_not_taken_unasked(board):
+    Path("models").mkdir()
+    fixtures.write_mean_color_model(Path("models/mynet.onnx"))
+
+    assert f"packing {board} with models/stain_texture.onnx" in _run(board)
+
+
+def test_a_model_is_named_and_not_a_path(board):
+    fixtures.write_mean_color_model(Path("mine.onnx"))
+
+    with pytest.raises(SettingError, match=r"there is no model \.\./mine; there are stain_texture$"):
+        _run(board, "../mine")
 
 
 def test_the_papers_backbones_are_five():
     assert [spec.name for spec in PAPER_BACKBONES.values()] == PAPER
-
-
-# One backbone
-
-
-def test_stain_texture_is_written_to_a_new_folder():
-    path = export_backbone("stain_texture", None, Path("new/models"))
-
-    assert path == Path("new/models/stain_texture.onnx")
-    assert Encoder(path.read_bytes(), "it", device="cpu").card.backbone == "stain_texture"
-
-
-@pytest.mark.parametrize("options", [{"checkpoint": Path("a.pth")}, {"checkpoint": None, "pretrained": True}])
-def test_stain_texture_takes_no_weights(options):
-    with pytest.raises(SettingError, match="stain_texture has no weights") as caught:
-        export_backbone("stain_texture", out_dir=Path("models"), **options)
-
-    assert "--checkpoint" in caught.value.fix
-    assert "--pretrained" in caught.value.fix
-    assert not Path("models").exists()
-
-
-def test_an_existing_model_is_kept_unless_asked():
-    path = export_backbone("stain_texture", None, Path("models"))
-    written = path.read_bytes()
-    path.write_bytes(b"mine")
-
-    with pytest.raises(OutputExistsError, match=r"stain_texture\.onnx exists"):
-        export_backbone("stain_texture", None, Path("models"))
-    assert path.read_bytes() == b"mine"
-
-    export_backbone("stain_texture", None, Path("models"), overwrite=True)
-    assert path.read_bytes() == written
-
-
-def test_a_folder_that_cannot_be_made_is_refused():
-    Path("file").write_text("")
-
-    with pytest.raises(StInferError, match="file"):
-        export_backbone("stain_texture", None, Path("file"))

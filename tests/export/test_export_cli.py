@@ -1,117 +1,28 @@
-"""The command `stinfer-export`: its help, its errors, its work, and that it needs no torch."""
+"""The command `stinfer-export`: its help and its errors."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import logging
-import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
-import anndata
 import click
-import numpy as np
 import pytest
-from click.testing import CliRunner
 
 from stinfer import __version__
-from stinfer.bank import Bank
-from stinfer.encoder import Encoder
 from stinfer_export import score as score_module
 from stinfer_export.bank_builder import BankPlan
 from stinfer_export.cli import main
 from stinfer_export.datasets import her2st
 
-_SPEC = importlib.util.spec_from_file_location(
-    "make_fixtures", Path(__file__).parents[1] / "make_fixtures.py"
-)
-fixtures = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(fixtures)
-
-# Stands in for a machine without PyTorch: whoever imports any of it fails.
-WITHOUT_TORCH = """\
-import sys
-
-
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"torch", "torchvision", "timm"}:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-
-sys.meta_path.insert(0, Absent())
-from stinfer_export.cli import main
-
-main(prog_name="stinfer-export")
-"""
-
-
-def _walk(command, path=()):
-    yield " ".join(path), command
-    if isinstance(command, click.Group):
-        for name, child in command.commands.items():
-            yield from _walk(child, (*path, name))
-
-
-COMMANDS = dict(_walk(main))
-
-
-@pytest.fixture(autouse=True)
-def _here(tmp_path, monkeypatch):
-    """Run in an empty folder, and leave logging as it was found."""
-    monkeypatch.chdir(tmp_path)
-    loggers = [logging.getLogger(name) for name in ("stinfer", "stinfer_export")]
-    before = [(logger.handlers, logger.level, logger.propagate) for logger in loggers]
-    yield
-    for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
-        logger.handlers, logger.propagate = handlers, propagate
-        logger.setLevel(level)
-
-
-@pytest.fixture(scope="module")
-def board(tmp_path_factory):
-    """The board's data set, its model, and a prediction of it that is the truth."""
-    folder = tmp_path_factory.mktemp("board")
-    fixtures.write_board_data_set(folder / "data")
-    fixtures.write_mean_color_model(folder / "mean_color.onnx")
-    spots = [(column, row) for column in range(6) for row in range(5)]
-    counts = np.array([[c + 1, r + 1, 98 - c - r] for c, r in spots], dtype=float)
-    truth = anndata.AnnData(np.log1p(100 * counts).astype(np.float32))
-    truth.obs_names = [f"{column}x{row}" for column, row in spots]
-    truth.var_names = ["RED", "GREEN", "REST"]
-    truth.write_h5ad(folder / "truth.h5ad")
-    return folder
-
-
-def _run(*arguments):
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def _succeed(*arguments):
-    result = _run(*arguments)
-    assert result.exit_code == 0, result.output
-    return result.output
-
-
-def _pack(board, *options):
-    return _succeed("bank", "her2st", board / "data", "--model", board / "mean_color.onnx", *options)
-
-
-def _score(board, prediction, *options):
-    counts = board / "data/ST-cnts/T1.tsv"
-    return _succeed("score", prediction, "--counts", counts, "--bank", "b.h5", *options)
-
-
-def _without_torch(*arguments):
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-c", WITHOUT_TORCH, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+_SPEC = importlib.util.spec_from_file_location("cli_project", Path(__file__).parent / "cli_project.py")
+shared = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(shared)
+_here, board, _run, _succeed = shared.here, shared.board, shared.run, shared.succeed
+COMMANDS = shared.COMMANDS
 
 
 # Help
@@ -178,167 +89,6 @@ def test_defaults_are_those_of_the_library():
     assert found["min_detected"] == score_module.DEFAULT_MIN_DETECTED
 
 
-# Work
-
-
-def test_a_bank_is_built_with_the_defaults(board, tmp_path):
-    (tmp_path / "reference_bank").mkdir()
-
-    output = _pack(board)
-
-    assert "reference_bank/her2st.h5: 30 references x 3 genes\n" in output
-    assert "Note:  k is 6, not 100: a 5th of the 30 references" in output
-    bank = Bank.open("reference_bank/her2st.h5")
-    s = bank.settings
-    assert (s.dataset, s.fov_um, s.pitch_um, s.spot_diameter_um) == ("her2st", 154, 200, 100)
-    assert (s.gene_join, s.metric, s.distance, s.k, s.weighting) == (
-        "union",
-        "standardize",
-        "cosine",
-        6,
-        "softmax",
-    )
-    assert bank.model() == (board / "mean_color.onnx").read_bytes()
-
-
-def test_every_option_reaches_the_bank(board):
-    options = (
-        "--sections T1 --fov-um 1200 --gene-join intersection --max-outside 0.1 --metric none "
-        "--distance euclidean --k 4 --weighting inverse --without-model --out b.h5 --device cpu "
-        "--batch-size 7 --threads 1"
-    )
-
-    output = _pack(board, *options.split())
-
-    # A patch of 120 px on an image of 200 x 180 px, spots 50 px from its edges: at an edge 1/12 of the
-    # patch is outside, at a corner 1 - (11/12)², more than a tenth.
-    assert "Note:  section T1: 4 spots have more than 10% of their patch outside the image" in output
-    assert "b.h5: 26 references x 3 genes\n" in output
-    bank = Bank.open("b.h5")
-    s = bank.settings
-    assert (s.fov_um, s.gene_join, s.metric, s.distance) == (1200, "intersection", "none", "euclidean")
-    assert (s.k, s.weighting) == (4, "inverse")
-    assert "model" not in bank.hashes
-
-
-def test_quiet_prints_notices_alone(board):
-    arguments = (
-        "bank",
-        "her2st",
-        board / "data",
-        "--model",
-        board / "mean_color.onnx",
-        "--out",
-        "b.h5",
-        "--quiet",
-    )
-
-    lines = _succeed(*arguments).splitlines()
-    assert "Note:  k is 6, not 100: a 5th of the 30 references" in lines
-    assert all(line.startswith("Note:  ") for line in lines)
-
-    errors = _run(*arguments)
-    assert errors.exit_code == 1
-    assert "Error: output b.h5 exists" in errors.output
-    _succeed(*arguments, "--overwrite")
-
-
-def test_sections_are_chosen_by_name(board):
-    model = board / "mean_color.onnx"
-    arguments = ("bank", "her2st", board / "data", "--model", model, "--out", "b.h5", "--sections")
-
-    result = _run(*arguments, " T1 ,, X9 ")
-
-    assert result.exit_code == 1
-    assert "it has no section X9; it has T1" in result.output
-    assert not Path("b.h5").exists()
-    _succeed(*arguments, "T1,")
-    assert set(Bank.open("b.h5").sections) == {"T1"}
-
-
-def test_a_prediction_that_is_the_truth_scores_1(board):
-    _pack(board, "--out", "b.h5")
-
-    output = _score(board, board / "truth.h5ad", "--n-genes", 2)
-
-    assert output.splitlines() == [
-        "30 spots (0 predicted spots were not measured)",
-        "2 genes (0 not listed by the measurement: counted as 0)",
-        "mean gene-wise Pearson 1.000 (quartiles 1.000, 1.000, 1.000)",
-    ]
-
-
-def test_the_quartiles_are_those_of_numpy(board):
-    _pack(board, "--out", "b.h5")
-    table = anndata.read_h5ad(board / "truth.h5ad")
-    noisy = table.X + np.random.default_rng(1).normal(0, [0.3, 0.6, 0.05], table.X.shape)
-    expected = [np.corrcoef(noisy[:, gene], table.X[:, gene])[0, 1] for gene in range(3)]
-    table.X = noisy.astype(np.float32)
-    table.write_h5ad("noisy.h5ad")
-
-    output = _score(board, "noisy.h5ad", "--min-detected", 0.5)
-
-    numbers = [float(number) for number in re.findall(r"\d\.\d{3}", output.splitlines()[-1])]
-    assert numbers == pytest.approx([np.mean(expected), *np.quantile(expected, [0.25, 0.5, 0.75])], abs=6e-4)
-
-
-def test_every_option_reaches_the_score(monkeypatch):
-    asked = {}
-
-    def score(prediction, counts, bank, **options):
-        asked.update(options, prediction=prediction, counts=counts, n_refs=bank.n_refs)
-        pearson = np.array([0.1, 0.2, 0.3, 0.4, np.nan])
-        return score_module.Score(tuple("ABCDE"), pearson, n_spots=7, n_unmatched=2, n_absent=1)
-
-    monkeypatch.setattr(score_module, "score_prediction", score)
-    bank = Path(__file__).parents[1] / "data/board_v1.h5"
-
-    output = _succeed(
-        "score", "p.h5ad", "--counts", "c.tsv", "--bank", bank, "--n-genes", 12, "--min-detected", 0.7
-    )
-
-    assert asked == {
-        "prediction": Path("p.h5ad"),
-        "counts": Path("c.tsv"),
-        "n_refs": 30,
-        "n_genes": 12,
-        "min_detected": 0.7,
-    }
-    assert output.splitlines()[:2] == [
-        "7 spots (2 predicted spots were not measured)",
-        "5 genes (1 not listed by the measurement: counted as 0)",
-    ]
-    # A gene without a correlation counts 0: 1.0 / 5.
-    assert output.splitlines()[2].startswith("mean gene-wise Pearson 0.200 ")
-
-
-def test_a_prediction_that_nowhere_varies_scores_0(board):
-    _pack(board, "--out", "b.h5")
-    table = anndata.read_h5ad(board / "truth.h5ad")
-    table.X = np.full_like(table.X, 2.5)
-    table.write_h5ad("flat.h5ad")
-
-    output = _score(board, "flat.h5ad")
-
-    assert "mean gene-wise Pearson 0.000" in output
-
-
-def test_stain_texture_is_written_where_it_is_wanted():
-    assert _succeed("backbone", "stain_texture", "--out-dir", "a/b") == "a/b/stain_texture.onnx\n"
-    assert _succeed("backbone", "stain_texture") == "models/stain_texture.onnx\n"
-
-    assert Path("a/b/stain_texture.onnx").read_bytes() == Path("models/stain_texture.onnx").read_bytes()
-    assert _run("backbone", "stain_texture").exit_code == 1
-    _succeed("backbone", "stain_texture", "--overwrite")
-
-
-def test_all_packs_with_the_model_asked_for(board):
-    output = _succeed("all", "--her2st", board / "data", "--model", "stain_texture")
-
-    assert output.splitlines()[-1] == "wrote reference_bank/her2st.h5: 30 references x 3 genes"
-    assert Bank.open("reference_bank/her2st.h5").settings.backbone == "stain_texture"
-
-
 # Errors
 
 KNOWN_ERRORS = {
@@ -381,6 +131,8 @@ def test_a_known_error_is_its_cause_and_its_remedy(path):
         "backbone stain_texture --nonesuch",
         "bank her2st",
         "bank her2st data",
+        "bank her2st data --model m --sections ,",
+        "bank her2st data --model m --sections=",
         "bank her2st data --model m --fov-um 0.5",
         "bank her2st data --model m --fov-um wide",
         "bank her2st data --model m --max-outside 1.01",
@@ -412,6 +164,26 @@ def test_a_wrong_call_is_a_usage_error(arguments, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_list_that_names_no_section_is_told_so():
+    result = _run("bank", "her2st", "data", "--model", "m", "--sections", " , ,")
+
+    assert result.exit_code == 2
+    assert "Invalid value for '--sections': ' , ,' names no section." in result.output
+
+
+def test_help_is_shown_at_once():
+    # Nothing heavy may be loaded for it: no HDF5, no ONNX Runtime, no image library.
+    code = (
+        "import sys, stinfer_export.cli\n"
+        "heavy = {'h5py', 'onnx', 'onnxruntime', 'openslide', 'PIL', 'torch', 'tqdm'} & set(sys.modules)\n"
+        "print(sorted(heavy))\n"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
 def test_a_group_alone_shows_its_help():
     assert "Example: stinfer-export bank her2st" in _run("bank").output
 
@@ -428,56 +200,3 @@ def test_a_bug_keeps_its_traceback(board, monkeypatch):
 
     assert isinstance(result.exception, ZeroDivisionError)
     assert "Error:" not in result.output
-
-
-# Without torch
-
-
-def test_all_but_conversion_works_without_torch(board, tmp_path):
-    model = _without_torch("backbone", "stain_texture", "--out-dir", ".")
-    assert (model.returncode, model.stdout) == (0, "stain_texture.onnx\n"), model.stderr
-    assert Encoder(Path("stain_texture.onnx").read_bytes(), "it", device="cpu").card.input_size_px == 224
-
-    bank = _without_torch("bank", "her2st", board / "data", "--model", "stain_texture.onnx", "--out", "b.h5")
-    assert (bank.returncode, bank.stdout) == (0, "b.h5: 30 references x 3 genes\n"), bank.stderr
-    assert Bank.open("b.h5").settings.backbone == "stain_texture"
-
-    score = _without_torch(
-        "score", board / "truth.h5ad", "--counts", board / "data/ST-cnts/T1.tsv", "--bank", "b.h5"
-    )
-    assert score.returncode == 0, score.stderr
-    assert score.stdout.splitlines()[-1].startswith("mean gene-wise Pearson 1.000")
-
-
-def test_demo_data_are_written_without_torch():
-    demo = _without_torch("demo-data", "demo")
-
-    assert (demo.returncode, demo.stderr) == (0, "")
-    assert demo.stdout == "demo: sections S1, S2, S3; slide demo/demo_slide.tif\n"
-    assert [section.name for section in her2st.iter_sections(Path("demo"))] == ["S1", "S2", "S3"]
-
-
-@pytest.mark.parametrize("name", ["resnet18", "mobilenetv2_100"])
-def test_conversion_without_torch_says_what_to_install(name):
-    Path("x.pth").write_bytes(b"weights")
-
-    result = _without_torch("backbone", name, "--checkpoint", "x.pth")
-
-    assert (result.returncode, result.stdout) == (1, "")
-    error, remedy = result.stderr.splitlines()
-    assert re.fullmatch(
-        r"Error: .* needs the package (torch|timm|torchvision), which is not installed", error
-    )
-    assert remedy == "Try:   pip install 'stinfer[export]'"
-
-
-def test_all_without_torch_asks_for_it_only_where_there_are_weights():
-    Path("models/checkpoints").mkdir(parents=True)
-    Path("models/checkpoints/resnet18.a1_in1k.pth").write_bytes(b"weights")
-
-    result = _without_torch("all")
-
-    assert result.returncode == 1
-    assert result.stdout == "wrote models/stain_texture.onnx\n"
-    assert result.stderr.splitlines()[-1] == "Try:   pip install 'stinfer[export]'"
-    assert "Traceback" not in result.stderr

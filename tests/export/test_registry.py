@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from stinfer_export.errors import BackboneUnknownError, BackboneUnsupportedError
-from stinfer_export.registry import PAPER_BACKBONES, find_checkpoint, find_checkpoints, resolve
+from stinfer_export.registry import PAPER_BACKBONES, find_checkpoints, resolve
 
 PAPER_NAMES = {
     "vgg16": "vgg16.tv_in1k",
@@ -112,7 +112,6 @@ def test_a_checkpoint_is_known_by_its_name(tmp_path, file, backbone, timm_models
     path = _touch(tmp_path / file)
 
     assert find_checkpoints(tmp_path) == {backbone: path}
-    assert find_checkpoint(tmp_path, backbone) == path
 
 
 def test_what_is_no_checkpoint_is_passed_over(tmp_path, caplog, timm_models):
@@ -137,7 +136,6 @@ def test_of_two_for_one_backbone_safetensors_wins(tmp_path, caplog):
 
 def test_no_folder_has_no_checkpoints(tmp_path):
     assert find_checkpoints(tmp_path / "absent") == {}
-    assert find_checkpoint(tmp_path, "resnet18") is None
 
 
 def test_the_papers_names_need_neither_torch_nor_timm():

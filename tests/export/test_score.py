@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from scipy import sparse
 
 from stinfer.bank import Bank, Sparse
 from stinfer.errors import SettingError
+from stinfer.pipeline import predict_slide
 from stinfer_export.errors import DatasetError
 from stinfer_export.score import score_prediction, variable_genes
 
@@ -54,9 +56,11 @@ def counts(tmp_path):
     return path
 
 
-def _predict(path, spots, genes, values):
+def _predict(path, spots, genes, values, source="her2st selection file", bank=BOARD):
     table = anndata.AnnData(np.asarray(values, dtype=np.float32))
     table.obs_names, table.var_names = list(spots), list(genes)
+    sha256 = hashlib.sha256(bank.read_bytes()).hexdigest()
+    table.uns["stinfer"] = {"places": {"source": source}, "bank": {"name": bank.name, "sha256": sha256}}
     table.write_h5ad(path)
     return path
 
@@ -176,10 +180,54 @@ def test_two_shared_spots_are_needed(tmp_path, counts, bank, spots, n_shared):
 def test_a_prediction_of_few_genes_is_refused(tmp_path, counts, bank):
     path = _predict(tmp_path / "p.h5ad", ["1x1", "1x2"], ["ERBB2"], [[1], [2]])
 
-    with pytest.raises(SettingError, match=r"lacks 2 of the genes to compare \(KRT8, …\)") as caught:
+    with pytest.raises(SettingError) as caught:
         score_prediction(path, counts, bank, n_genes=3, min_detected=0.4)
 
+    assert caught.value.what == f"prediction {path} lacks 2 of the genes to compare (KRT8, …)"
     assert "--genes all" in caught.value.fix
+
+
+def test_a_prediction_on_a_grid_is_refused(tmp_path, counts, bank):
+    # Its places are named <column>x<row> as the spots of her2st, and lie elsewhere.
+    path = _predict(tmp_path / "p.h5ad", ["1x1", "1x2"], GENES, np.eye(2, 4), source="grid over tissue")
+
+    with pytest.raises(SettingError) as caught:
+        score_prediction(path, counts, bank)
+
+    assert caught.value.what == (
+        f"prediction {path} is on a grid, whose names are not those of measured spots"
+    )
+    assert caught.value.fix == "predict with --spots FILE of the measured section"
+
+
+def test_a_grid_of_the_runtime_is_known_as_one(tmp_path, counts):
+    found = predict_slide(BOARD.with_name("board.png"), BOARD, out=tmp_path / "p.h5ad", mpp=5.0)
+
+    with pytest.raises(SettingError, match="is on a grid"):
+        score_prediction(found.path, counts, Bank.open(BOARD))
+
+
+def test_a_prediction_of_another_bank_is_refused(tmp_path, counts, bank):
+    other = tmp_path / "other.h5"
+    other.write_bytes(b"another bank")
+    path = _predict(tmp_path / "p.h5ad", ["1x1", "1x2"], GENES, np.eye(2, 4), bank=other)
+
+    with pytest.raises(SettingError) as caught:
+        score_prediction(path, counts, bank)
+
+    assert caught.value.what == f"prediction {path} was made with another bank than {BOARD}"
+
+
+def test_a_table_without_the_record_of_a_run_is_refused(tmp_path, counts, bank):
+    path = _predict(tmp_path / "p.h5ad", ["1x1", "1x2"], GENES, np.eye(2, 4))
+    table = anndata.read_h5ad(path)
+    del table.uns["stinfer"]
+    table.write_h5ad(path)
+
+    with pytest.raises(SettingError, match=r"p\.h5ad cannot be read") as caught:
+        score_prediction(path, counts, bank)
+
+    assert "that stinfer-run wrote" in caught.value.fix
 
 
 def test_a_file_that_is_no_prediction_is_refused(tmp_path, counts, bank):

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import unicodedata
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -134,12 +135,12 @@ def read_counts(path: Path) -> tuple[tuple[str, ...], tuple[str, ...], I64]:
     Raises
     ------
     DatasetError
-        It is no such table, a name repeats, or a count is negative or fractional.
+        It is no such table, a name repeats or is none, or a count is negative or fractional.
     """
     fix = "copy the file again from its source; it must hold raw counts, spots x genes"
     try:
         raw = path.read_bytes()
-        text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8")
+        text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8-sig")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise DatasetError(path, f"it cannot be read ({error})", fix) from error
     lines = io.StringIO(text)
@@ -171,6 +172,10 @@ def read_counts(path: Path) -> tuple[tuple[str, ...], tuple[str, ...], I64]:
         if len(set(names)) != len(names):
             twice = next(name for name in names if list(names).count(name) > 1)
             raise DatasetError(path, f"{kind} {twice} stands in it twice", fix)
+        for number, name in enumerate(names, start=1):
+            if not name.strip() or any(unicodedata.category(sign) == "Cc" for sign in name):
+                cause = f"{kind} {number} is {name!r}: blank, or with a control character"
+                raise DatasetError(path, cause, fix)
     if not spots:
         cause = "it holds no spots"
         raise DatasetError(path, cause, fix)
@@ -206,7 +211,7 @@ def _read_places(path: Path) -> dict[str, tuple[float, float, float, float]]:
     """Read the selected spots: name to (new_x, new_y, pixel_x, pixel_y)."""
     fix = f"it must be tab-separated, with the columns {' '.join(_COLUMNS)}"
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(path, f"it cannot be read ({error})", fix) from error
     header = lines[0].split("\t") if lines else []

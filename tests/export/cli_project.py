@@ -1,0 +1,68 @@
+"""What the tests of `stinfer-export` share: an empty project, the board, and how a command is run."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from pathlib import Path
+
+import anndata
+import click
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from stinfer_export.cli import main
+
+_SPEC = importlib.util.spec_from_file_location(
+    "make_fixtures", Path(__file__).parents[1] / "make_fixtures.py"
+)
+fixtures = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(fixtures)
+
+
+def _walk(command, path=()):
+    yield " ".join(path), command
+    if isinstance(command, click.Group):
+        for name, child in command.commands.items():
+            yield from _walk(child, (*path, name))
+
+
+COMMANDS = dict(_walk(main))
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    """Run in an empty folder, and leave logging as it was found."""
+    monkeypatch.chdir(tmp_path)
+    loggers = [logging.getLogger(name) for name in ("stinfer", "stinfer_export")]
+    before = [(logger.handlers, logger.level, logger.propagate) for logger in loggers]
+    yield
+    for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
+        logger.handlers, logger.propagate = handlers, propagate
+        logger.setLevel(level)
+
+
+@pytest.fixture(scope="module")
+def board(tmp_path_factory):
+    """The board's data set, its model, and a prediction of it that is the truth."""
+    folder = tmp_path_factory.mktemp("board")
+    fixtures.write_board_data_set(folder / "data")
+    fixtures.write_mean_color_model(folder / "mean_color.onnx")
+    spots = [(column, row) for column in range(6) for row in range(5)]
+    counts = np.array([[c + 1, r + 1, 98 - c - r] for c, r in spots], dtype=float)
+    truth = anndata.AnnData(np.log1p(100 * counts).astype(np.float32))
+    truth.obs_names = [f"{column}x{row}" for column, row in spots]
+    truth.var_names = ["RED", "GREEN", "REST"]
+    truth.write_h5ad(folder / "truth.h5ad")
+    return folder
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def succeed(*arguments):
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
