@@ -10,7 +10,7 @@ CONVERT := $(VENV)/.convert
 DEV := $(VENV)/.dev
 
 # make export: where the her2st data set lies, and which model packs it.
-HER2ST ?=
+HER2ST ?= $(firstword $(wildcard reference_bank/data/her2st $(STINFER_DATA)/her2st ../shared/her2st))
 MODEL ?=
 
 .PHONY: help setup demo export test test-slow test-wheel check fmt build clean
