@@ -348,7 +348,7 @@ def _hash_bytes(blob: bytes) -> str:
 def _compare(path: Path, part: str, written: str, found: str) -> None:
     if written != found:
         cause = f"SHA-256 {found[:12]}…, written was {written[:12]}…"
-        raise BankAlteredError(path, part, cause)
+        raise BankAlteredError(path, {"annoy": "Annoy index"}.get(part, part), cause)
 
 
 def _first(error: Exception) -> str:

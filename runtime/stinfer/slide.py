@@ -251,7 +251,9 @@ def open_slide(path: str | Path, mpp: float | None = None) -> Slide:
     source, found, said_by = _open_source(path)
     try:
         if mpp is not None:
-            return Slide(path, source, (mpp, mpp), "given by the user", said_mpp=found)
+            # A print resolution, as 72 dpi, says nothing that could be contradicted.
+            said = found if found is not None and _is_possible(found) else None
+            return Slide(path, source, (mpp, mpp), "given by the user", said_mpp=said)
         if found is None:
             raise ScaleUnknownError(path)
         check_mpp(f"the {said_by} of {path}", found)
@@ -269,8 +271,12 @@ def check_mpp(said_by: str, mpp: tuple[float, float]) -> None:
     ScaleImpossibleError
         A value is outside 0.05 to 20 µm per pixel, or no number.
     """
-    if not all(MPP_MIN_UM <= value <= MPP_MAX_UM for value in mpp):
+    if not _is_possible(mpp):
         raise ScaleImpossibleError(said_by, mpp, MPP_MIN_UM, MPP_MAX_UM)
+
+
+def _is_possible(mpp: tuple[float, float]) -> bool:
+    return all(MPP_MIN_UM <= value <= MPP_MAX_UM for value in mpp)
 
 
 def _open_source(path: Path) -> tuple[_Source, tuple[float, float] | None, str]:

@@ -92,7 +92,7 @@ ALTERED = {
     "obsm/embedding": "embedding",
     "X/data": "expression",
     "uns/stinfer/model": "model",
-    "uns/stinfer/annoy": "annoy",
+    "uns/stinfer/annoy": "Annoy index",
     "uns/stinfer/metric_mean": "metric",
     "uns/stinfer/distance_quantiles": "calibration",
     "obsm/spatial": "spots",

@@ -254,6 +254,13 @@ def test_a_scale_that_contradicts_the_slide_is_told(tmp_path: Path) -> None:
     assert (len(said[5.1]), len(said[6.0])) == (0, 1)
 
 
+def test_a_print_resolution_is_no_contradiction(tmp_path: Path) -> None:
+    with Image.open(BOARD) as board:
+        board.save(tmp_path / "board.png", dpi=(72, 72))
+    result = stinfer.predict_slide(tmp_path / "board.png", BANK, out=tmp_path / "p.h5ad", mpp=MPP)
+    assert not any("the slide says" in notice for notice in result.notices)
+
+
 def test_a_gene_is_drawn_once_however_often_it_is_named(tmp_path: Path) -> None:
     result = stinfer.predict_slide(BOARD, BANK, out=tmp_path / "p.h5ad", mpp=MPP, png=["RED", "RED"])
     assert [path.name for path in result.png_paths] == ["p.RED.png"]
