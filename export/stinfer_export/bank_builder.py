@@ -135,7 +135,7 @@ def build_bank(
         Of the sections, the slides, the model, the settings or the output; nothing is left half-written.
     """
     refuse_same_file([model_path], [out])
-    refuse_existing(out, overwrite)
+    refuse_existing(out, overwrite=overwrite)
     notices = Notices()
     try:
         model = model_path.read_bytes()

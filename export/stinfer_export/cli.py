@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from stinfer import __version__
-from stinfer.cli import FiniteRange, ProgressBar, set_up_logging, shows_errors, split_names
+from stinfer.cli import FiniteRange, ProgressBar, encoding_options, set_up_logging, shows_errors, split_names
 from stinfer_export.datasets.her2st import DEFAULT_FOV_UM
 
 _FILE = click.Path(path_type=Path)
@@ -148,25 +148,7 @@ def bank_group() -> None:
     show_default=True,
     help="Bank to write; the folder of the default is made.",
 )
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Where to encode.",
-)
-@click.option(
-    "--batch-size",
-    type=click.IntRange(min=1, max=4096),
-    default=32,
-    show_default=True,
-    help="Patches encoded at a time.",
-)
-@click.option(
-    "--threads",
-    type=click.IntRange(min=1, max=1024),
-    help="Cores to use. [default: all this process may use]",
-)
+@encoding_options
 @click.option("--overwrite", is_flag=True, help="Replace the bank if it exists.")
 @click.option("--quiet", is_flag=True, help="Print errors and notices only.")
 @shows_errors

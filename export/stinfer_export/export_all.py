@@ -52,7 +52,7 @@ def export_backbone(
     write_stain_texture = _stain_texture_writer()
     make_folder(out_dir)
     path = out_dir / f"{STAIN_TEXTURE}.onnx"
-    refuse_existing(path, overwrite)
+    refuse_existing(path, overwrite=overwrite)
     write_stain_texture(path)
     return path
 

@@ -103,6 +103,36 @@ class ProgressBar:
             self._bar = None
 
 
+_ENCODING = (
+    click.option(
+        "--device",
+        type=click.Choice(["auto", "cpu", "cuda"]),
+        default="auto",
+        show_default=True,
+        help="Where to encode; auto takes CUDA where it works, cuda insists on it.",
+    ),
+    click.option(
+        "--batch-size",
+        type=click.IntRange(min=1, max=4096),
+        default=32,
+        show_default=True,
+        help="Patches encoded at a time; fewer need less memory.",
+    ),
+    click.option(
+        "--threads",
+        type=click.IntRange(min=1, max=1024),
+        help="Cores to use. [default: all this process may use]",
+    ),
+)
+
+
+def encoding_options(command: Callable[P, R]) -> Callable[P, R]:
+    """Add the flags that say where and how to encode, the same for banks and slides."""
+    for option in reversed(_ENCODING):
+        command = option(command)
+    return command
+
+
 @click.command(name="run", epilog="Example: stinfer-run slide.svs --bank her2st.h5 --png ERBB2,COL1A1")
 @click.argument("slide", type=_FILE)
 @click.option("--bank", type=_FILE, required=True, help="Reference bank (.h5) that predicts.")
@@ -135,13 +165,7 @@ class ProgressBar:
 @click.option(
     "--png", default="", metavar="GENES", help="Also draw these genes over the slide, one PNG each."
 )
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Where to encode; auto takes CUDA where it works, cuda insists on it.",
-)
+@encoding_options
 @click.option(
     "--search",
     type=click.Choice(["auto", "exact", "annoy"]),
@@ -154,18 +178,6 @@ class ProgressBar:
     "--weighting",
     type=click.Choice(["uniform", "inverse", "softmax"]),
     help="How near neighbors weigh more. [default: the bank's]",
-)
-@click.option(
-    "--batch-size",
-    type=click.IntRange(min=1, max=4096),
-    default=32,
-    show_default=True,
-    help="Patches encoded at a time; fewer need less memory.",
-)
-@click.option(
-    "--threads",
-    type=click.IntRange(min=1, max=1024),
-    help="Cores to use. [default: all this process may use]",
 )
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
 @click.option("--quiet", is_flag=True, help="Print errors and notices only.")

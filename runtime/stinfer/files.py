@@ -12,7 +12,7 @@ from pathlib import Path
 from stinfer.errors import OutputExistsError, OutputWriteError, SettingError, StInferError
 
 
-def refuse_existing(path: Path, overwrite: bool) -> None:  # noqa: FBT001 - mirrors the flag of every writer
+def refuse_existing(path: Path, *, overwrite: bool) -> None:
     """Check, before any long work, that a file may be written.
 
     Raises

@@ -143,7 +143,7 @@ def predict_slide(
     inputs = [Path(path) for path in (slide, bank, spots, gene_list) if path is not None]
     refuse_same_file(inputs, outputs)
     for path in outputs:
-        refuse_existing(path, overwrite)
+        refuse_existing(path, overwrite=overwrite)
     k = settings.k if k is None else k
     if not 1 <= k <= opened_bank.n_refs:
         what = f"--k {k} is not between 1 and the bank's {opened_bank.n_refs} references"

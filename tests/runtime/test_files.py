@@ -175,9 +175,9 @@ def test_an_existing_output_is_refused_unless_it_may_be_replaced(tmp_path):
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_outputs_that_cannot_be_are_refused_before_any_work(tmp_path, overwrite):
     with pytest.raises(OutputWriteError, match="it is a folder"):
-        refuse_existing(tmp_path, overwrite)
+        refuse_existing(tmp_path, overwrite=overwrite)
     with pytest.raises(OutputWriteError, match=r"the folder .*none does not exist"):
-        refuse_existing(tmp_path / "none" / "a.txt", overwrite)
+        refuse_existing(tmp_path / "none" / "a.txt", overwrite=overwrite)
 
 
 def test_an_output_name_longer_than_files_may_have_is_refused(tmp_path):
