@@ -13,6 +13,8 @@ THUMBNAIL_UM_PER_PX = 8.0
 THUMBNAIL_LONGEST_PX = 4096
 # Chroma of white glass under real scanners stays below; pale eosin lies above.
 CHROMA_FLOOR = 0.04
+# Glass of real scanners is at most this coloured; where the brightest is more, there is no glass.
+GLASS_CHROMA = 0.12
 # Optical density over glass, summed over the channels: eosin smeared around a section stays below.
 DENSITY_FLOOR = 0.12
 # Fat is tissue: cells of up to this width, empty but for their membranes, are filled.
@@ -72,7 +74,8 @@ def find_tissue(slide: Slide) -> TissueMask:
     1. Read the slide at about 8 µm per pixel.
     2. Chroma of a pixel: its largest minus its smallest channel. Glass is grey, stain is not.
     3. Threshold it by Otsu's method, never below `CHROMA_FLOOR`, so that an empty slide stays empty.
-       A pixel must also be denser than the slide's glass by `DENSITY_FLOOR`.
+       A pixel must also be denser than the slide's glass by `DENSITY_FLOOR`. Where even the brightest
+       colour is not that of glass, the slide has none, and what is coloured at all is tissue.
     4. Close gaps of up to 100 µm, such as fat cells; then open, which removes specks below 50 µm.
 
     References
@@ -85,10 +88,15 @@ def find_tissue(slide: Slide) -> TissueMask:
     thumbnail = slide.thumbnail(longest_px)
     l0_per_px = (width / thumbnail.shape[1], height / thumbnail.shape[0])
     chroma = chroma_of(thumbnail)
-    threshold = max(otsu_threshold(chroma), CHROMA_FLOOR)
+    glass = brightest_color(thumbnail)
+    if np.ptp(glass) / 255 > GLASS_CHROMA:
+        # Tissue from edge to edge: there are no two classes to tell apart.
+        glass, threshold = np.full(3, 255.0), CHROMA_FLOOR
+    else:
+        threshold = max(otsu_threshold(chroma), CHROMA_FLOOR)
     um_per_px = (l0_per_px[0] * slide.mpp[0], l0_per_px[1] * slide.mpp[1])
     gap_px, speck_px = (_radius_px(size_um, um_per_px) for size_um in (GAP_UM, SPECK_UM))
-    stained = (chroma > threshold) & (density_over_glass(thumbnail) > DENSITY_FLOOR)
+    stained = (chroma > threshold) & (density_over_glass(thumbnail, glass) > DENSITY_FLOOR)
     mask = _eroded(_dilated(stained, gap_px), gap_px)
     return TissueMask(_dilated(_eroded(mask, speck_px), speck_px), l0_per_px, threshold)
 
@@ -108,10 +116,8 @@ def chroma_of(pixels: U8) -> F32:
     return np.asarray(spread / np.float32(255), dtype=np.float32)
 
 
-def density_over_glass(pixels: U8) -> F32:
-    """Return how much darker each pixel is than the slide's glass.
-
-    Glass is each channel's 99th percentile: what a slide has of glass is its brightest part.
+def brightest_color(pixels: U8) -> F64:
+    """Return each channel's 99th percentile: the colour of glass, if the slide has any.
 
     Parameters
     ----------
@@ -119,9 +125,23 @@ def density_over_glass(pixels: U8) -> F32:
 
     Returns
     -------
+    (3,) RGB, 0 to 255
+    """
+    return np.asarray(np.percentile(pixels.reshape(-1, 3), 99, axis=0), dtype=np.float64)
+
+
+def density_over_glass(pixels: U8, glass: F64) -> F32:
+    """Return how much darker each pixel is than glass.
+
+    Parameters
+    ----------
+    pixels : (height, width, 3) uint8 RGB
+    glass : (3,) RGB, 0 to 255
+
+    Returns
+    -------
     (height, width), optical density (decadic), sum of the three channels; negative where brighter
     """
-    glass = np.percentile(pixels.reshape(-1, 3), 99, axis=0)
     density = np.log10((glass + 1.0) / (pixels + np.float32(1.0)))
     return np.asarray(density.sum(axis=2), dtype=np.float32)
 

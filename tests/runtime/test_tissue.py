@@ -171,3 +171,15 @@ def test_real_spots_lie_on_the_tissue_that_is_found(shared):
     assert on_tissue.mean() > 0.93
     # 183 spots of 0.2 mm x 0.2 mm, and little beyond them.
     assert tissue.area_mm2(slide.mpp) == pytest.approx(183 * 0.04, rel=0.35)
+
+
+@pytest.mark.parametrize("color", [(180, 100, 150), (210, 150, 200)])
+def test_a_frame_of_tissue_from_edge_to_edge_is_all_tissue(tmp_path, color):
+    """There is no glass in it, and Otsu's method would call half of it glass."""
+    pixels = np.empty((600, 800, 3), dtype=np.uint8)
+    pixels[:] = color
+    # Stained a little stronger from left to right.
+    pixels[:, :, 1] -= (np.arange(800) // 20).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    with open_slide(tmp_path / "a.png", 0.5) as slide:
+        assert find_tissue(slide).mask.all()
