@@ -13,25 +13,14 @@ import numpy as np
 
 from stinfer.contract import F32, F64, MODEL_EMBEDDING, MODEL_FEATURES, MODEL_INPUT, U8
 from stinfer.errors import ExtraMissingError
+from stinfer.onnx_runtime import ORT_ERRORS, ort
 from stinfer_export.errors import ParityError
 from stinfer_export.registry import BackboneSpec
 
 try:
-    import onnxruntime as ort
     import torch
-    from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 except ImportError as missing:
     raise ExtraMissingError(missing.name or "torch", "export", "checking a converted backbone") from missing
-
-# ONNX Runtime's errors share no base but Exception.
-_ORT_ERRORS = (
-    ort_errors.Fail,
-    ort_errors.InvalidArgument,
-    ort_errors.InvalidGraph,
-    ort_errors.InvalidProtobuf,
-    ort_errors.NotImplemented,
-    ort_errors.RuntimeException,
-)
 
 TOLERANCE = 1e-4
 """Largest relative error at which a file is kept."""
@@ -73,7 +62,7 @@ def check_parity(
         batch = f"{pixels.shape[0]} patches of {pixels.shape[1]} x {pixels.shape[2]} px"
         try:
             given = session.run(outputs, {MODEL_INPUT: pixels})
-        except _ORT_ERRORS as error:
+        except ORT_ERRORS as error:
             raise ParityError(spec.name, f"ONNX Runtime fails on {batch} ({error})") from error
         for name, found in zip(outputs, given, strict=True):
             difference = relative_error(found, truths[name], spec.name, f"{name} of {batch}")
@@ -182,5 +171,5 @@ def _session(path: Path, name: str) -> ort.InferenceSession:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except _ORT_ERRORS as error:
+    except ORT_ERRORS as error:
         raise ParityError(name, f"ONNX Runtime does not load it ({error})") from error

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stinfer.errors import ExtraMissingError
+from stinfer.errors import ExtraMissingError, first_line
 from stinfer_export.errors import (
     CheckpointMismatchError,
     CheckpointNotFoundError,
@@ -142,7 +142,7 @@ def _read(path: Path) -> Any:
     except SafetensorError as error:
         raise CheckpointUnreadableError(path, f"it is no whole safetensors file ({error})") from error
     except _DAMAGE as error:
-        raise CheckpointUnreadableError(path, f"it is damaged ({_first_line(error)})") from error
+        raise CheckpointUnreadableError(path, f"it is damaged ({first_line(error)})") from error
 
 
 def _unwrap(path: Path, content: Any) -> StateDict:
@@ -179,8 +179,3 @@ def _alike(given: torch.Tensor, wanted: torch.Tensor) -> bool:
 def _describe(tensor: torch.Tensor) -> str:
     shape = "x".join(str(side) for side in tensor.shape) or "scalar"
     return shape if tensor.is_floating_point() else f"{shape} {str(tensor.dtype).removeprefix('torch.')}"
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -21,6 +21,7 @@ from stinfer.errors import (
     BankNotFoundError,
     BankVersionError,
     ModelFormatError,
+    first_line,
 )
 from stinfer.files import is_file, sha256_file
 from stinfer.integrity import hash_arrays, hash_json
@@ -142,7 +143,9 @@ class Bank:
         except BankError:
             raise
         except _DAMAGE as error:
-            raise BankFormatError(path, f"it is cut short, damaged or no bank ({_first(error)})") from error
+            raise BankFormatError(
+                path, f"it is cut short, damaged or no bank ({first_line(error)})"
+            ) from error
         return bank
 
     def model(self) -> bytes:
@@ -349,8 +352,3 @@ def _compare(path: Path, part: str, written: str, found: str) -> None:
     if written != found:
         cause = f"SHA-256 {found[:12]}…, written was {written[:12]}…"
         raise BankAlteredError(path, {"annoy": "Annoy index"}.get(part, part), cause)
-
-
-def _first(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

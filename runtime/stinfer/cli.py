@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from types import FrameType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ClassVar, ParamSpec, TypeVar
 
 import click
 
@@ -49,6 +49,7 @@ def shows_errors(command: Callable[P, R]) -> Callable[P, R]:
         try:
             return command(*args, **kwargs)
         except StInferError as error:
+            ProgressBar.close_all()
             click.echo(f"Error: {error.what}", err=True)
             click.echo(f"Try:   {error.fix}", err=True)
             raise SystemExit(1) from error
@@ -61,7 +62,7 @@ def _leave(number: int, _: FrameType | None) -> None:
 
 
 class _ClickHandler(logging.Handler):
-    """Shows what the library logs, below the progress bar rather than inside it."""
+    """Shows what the library logs on standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = "Note:  " if record.levelno >= logging.WARNING else ""
@@ -85,9 +86,12 @@ class ProgressBar:
     quiet : show nothing
     """
 
+    _open: ClassVar[list[ProgressBar]] = []
+
     def __init__(self, *, quiet: bool) -> None:
         self._quiet = quiet
         self._bar: Any = None
+        self._open.append(self)
 
     def __call__(self, done: int, total: int) -> None:
         """Show that `done` of `total` patches are encoded."""
@@ -99,8 +103,18 @@ class ProgressBar:
             self._bar = tqdm(total=total, unit=" patches", desc="encoding", file=sys.stderr)
         self._bar.update(done - self._bar.n)
         if done == total:
+            self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+    @classmethod
+    def close_all(cls) -> None:
+        """Close the bars that an error left open, so that its message has a line of its own."""
+        while cls._open:
+            cls._open.pop()._close()
 
 
 _ENCODING = (

@@ -9,7 +9,14 @@ from typing import Literal, get_args
 import numpy as np
 
 from stinfer.contract import F32, MODEL_EMBEDDING, MODEL_INPUT, U8, ModelCard
-from stinfer.errors import ModelFormatError, ProviderUnavailableError, SettingError, StInferError
+from stinfer.errors import (
+    ModelFormatError,
+    ProviderUnavailableError,
+    SettingError,
+    StInferError,
+    check_choice,
+    first_line,
+)
 from stinfer.onnx_guard import find_forbidden
 from stinfer.onnx_runtime import ORT_ERRORS, ort
 
@@ -50,9 +57,7 @@ class Encoder:
     def __init__(
         self, model: bytes, source: str, *, device: Device = "auto", threads: int | None = None
     ) -> None:
-        if device not in get_args(Device):
-            what = f"device is {device!r}"
-            raise SettingError(what, f"use one of {', '.join(get_args(Device))}")
+        check_choice("device", device, get_args(Device))
         self.sha256 = hashlib.sha256(model).hexdigest()
         self._source = source
         self.fallback = ""
@@ -122,7 +127,7 @@ def _load(model: bytes, source: str, providers: list[str], threads: int) -> ort.
     try:
         return ort.InferenceSession(model, options, providers=providers)
     except ORT_ERRORS as error:
-        raise ModelFormatError(source, f"ONNX Runtime cannot load it: {_first_line(error)}") from error
+        raise ModelFormatError(source, f"ONNX Runtime cannot load it: {first_line(error)}") from error
 
 
 def _read_card(session: ort.InferenceSession, source: str) -> ModelCard:
@@ -153,8 +158,4 @@ def _encoding_error(source: str, error: Exception, pixels: U8) -> StInferError:
         n, height, width, _ = pixels.shape
         what = f"{n} patches of {width} x {height} px do not fit in memory at once"
         return SettingError(what, "give a smaller --batch-size")
-    return ModelFormatError(source, f"it cannot encode patches: {_first_line(error)}")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+    return ModelFormatError(source, f"it cannot encode patches: {first_line(error)}")

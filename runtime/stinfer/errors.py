@@ -56,6 +56,12 @@ class StInferError(Exception):
         return self.what
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of another library's words, for a message of ours."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
 class SlideError(StInferError):
     """The slide cannot be used."""
 
@@ -238,6 +244,19 @@ class GeneUnknownError(StInferError, KeyError):
 
 class SettingError(StInferError, ValueError):
     """An argument cannot be right for this slide or bank."""
+
+
+def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
+    """Refuse an argument that is none of the allowed.
+
+    Raises
+    ------
+    SettingError
+        It is none of them.
+    """
+    if value not in allowed:
+        what = f"{name} is {value!r}"
+        raise SettingError(what, f"use one of {', '.join(allowed)}")
 
 
 class OutputError(StInferError):

@@ -14,7 +14,7 @@ import numpy as np
 
 from stinfer.bank import Bank
 from stinfer.contract import F32, I64
-from stinfer.errors import BankAlteredError, ExtraMissingError, SettingError
+from stinfer.errors import BankAlteredError, ExtraMissingError, SettingError, check_choice
 
 Distance = Literal["cosine", "euclidean"]
 SearchChoice = Literal["auto", "exact", "annoy"]
@@ -163,9 +163,7 @@ def choose_search(choice: SearchChoice, bank: Bank) -> Search:
     ExtraMissingError
         ``annoy`` was asked for and Annoy is not installed.
     """
-    if choice not in get_args(SearchChoice):
-        what = f"search is {choice!r}"
-        raise SettingError(what, f"use one of {', '.join(get_args(SearchChoice))}")
+    check_choice("search", choice, get_args(SearchChoice))
     settings = bank.settings
     worthwhile = bank.n_refs >= ANNOY_FROM_REFS and settings.annoy_recall >= ANNOY_MIN_RECALL
     if choice == "exact" or (choice == "auto" and not (worthwhile and annoy_installed())):

@@ -10,10 +10,10 @@ from typing import Any, get_args
 import numpy as np
 
 from stinfer.bank import Bank
-from stinfer.contract import F32, I64, PREDICTION_FORMAT_VERSION, AnyArray
+from stinfer.contract import F32, PREDICTION_FORMAT_VERSION, AnyArray
 from stinfer.embed import iter_embeddings, open_encoder
 from stinfer.encoder import Device, Encoder
-from stinfer.errors import SettingError
+from stinfer.errors import SettingError, check_choice
 from stinfer.files import is_file, refuse_existing, refuse_same_file, sha256_file, written_together
 from stinfer.genes import ALL, select_genes
 from stinfer.geometry import extent_l0, outside_fraction
@@ -122,9 +122,6 @@ def predict_slide(
     StInferError
         Any of `stinfer.errors`; nothing is left half-written.
     """
-    _check_choice("weighting", weighting, (None, *get_args(Weighting)))
-    _check_choice("device", device, get_args(Device))
-    _check_choice("search", search, get_args(SearchChoice))
     for name, number in (("k", k), ("batch_size", batch_size), ("threads", threads)):
         _check_count(name, number)
     out = default_output(slide) if out is None else Path(out)
@@ -148,7 +145,8 @@ def predict_slide(
     if not 1 <= k <= opened_bank.n_refs:
         what = f"--k {k} is not between 1 and the bank's {opened_bank.n_refs} references"
         raise SettingError(what, f"leave it out to use the bank's {settings.k}")
-    weighting = weighting or settings.weighting
+    weighting = settings.weighting if weighting is None else weighting
+    check_choice("weighting", weighting, get_args(Weighting))
     notices = Notices()
     with open_slide(slide, mpp) as opened:
         if spots is None:
@@ -161,13 +159,11 @@ def predict_slide(
         embeddings = iter_embeddings(
             opened, places.centers_l0, encoder, settings.fov_um, settings.patch_px, batch_size
         )
-        distances, indices = _find_neighbors(
-            embeddings, opened_bank, searcher, max(k, settings.domain_k), len(places.names), progress
+        neighbors, distance = _find_neighbors(
+            embeddings, opened_bank, searcher, k, weighting, len(places.names), progress
         )
         image = _slide_image(opened, places.mark_um)
-    domain_columns = _domain_columns(distances, opened_bank, notices)
-    weights = neighbor_weights(distances[:, :k], weighting, settings.temperature)
-    neighbors = Neighbors(indices[:, :k], weights)
+    domain_columns = _domain_columns(distance, opened_bank, notices)
     arguments = {
         "k": k,
         "weighting": weighting,
@@ -194,12 +190,6 @@ def predict_slide(
             write_csv(beside[csv_path], table, opened_bank.expression, chosen, neighbors)
         write_prediction(beside[out], table, opened_bank.expression, chosen, neighbors)
     return PredictionResult(out, csv_path, png_paths, len(places.names), len(chosen), tuple(notices.texts))
-
-
-def _check_choice(name: str, value: object, allowed: Sequence[object]) -> None:
-    if value not in allowed:
-        what = f"{name} is {value!r}"
-        raise SettingError(what, f"use one of {', '.join(str(one) for one in allowed if one is not None)}")
 
 
 def _check_count(name: str, value: object) -> None:
@@ -246,26 +236,37 @@ def _find_neighbors(
     bank: Bank,
     searcher: Search,
     k: int,
+    weighting: Weighting,
     n_spots: int,
     progress: Progress | None,
-) -> tuple[F32, I64]:
-    """Apply the metric and search, batch by batch; return distances and indices, (n_spots, k)."""
-    distances = np.empty((n_spots, k), dtype=np.float32)
+) -> tuple[Neighbors, F32]:
+    """Apply the metric, search and weigh, batch by batch.
+
+    Returns
+    -------
+    neighbors : of all spots
+    distance : (n_spots,), see `domain_distance`
+    """
+    settings = bank.settings
     indices = np.empty((n_spots, k), dtype=np.int64)
+    weights = np.empty((n_spots, k), dtype=np.float32)
+    distance = np.empty(n_spots, dtype=np.float32)
     if progress is not None:
         progress(0, n_spots)
     done = 0
     for batch in embeddings:
         part = slice(done, done + len(batch))
-        distances[part], indices[part] = searcher.query(bank.metric.apply(batch), k)
+        near, found = searcher.query(bank.metric.apply(batch), max(k, settings.domain_k))
+        indices[part] = found[:, :k]
+        weights[part] = neighbor_weights(near[:, :k], weighting, settings.temperature)
+        distance[part] = domain_distance(near, settings.domain_k)
         done += len(batch)
         if progress is not None:
             progress(done, n_spots)
-    return distances, indices
+    return Neighbors(indices, weights), distance
 
 
-def _domain_columns(distances: F32, bank: Bank, notices: Notices) -> dict[str, AnyArray]:
-    distance = domain_distance(distances, bank.settings.domain_k)
+def _domain_columns(distance: F32, bank: Bank, notices: Notices) -> dict[str, AnyArray]:
     confidence = confidence_from_distance(distance, bank.distance_quantiles)
     in_domain = confidence > IN_DOMAIN_CONFIDENCE
     if not in_domain.all():

@@ -19,7 +19,7 @@ from stinfer.tissue import find_tissue
 
 # A grid point is predicted where at least this part of its square is tissue.
 MIN_TISSUE_FRACTION = 0.5
-# Their neighbors are held in memory: a gigabyte or two for so many.
+# Their neighbors and weights are held in memory: 1.2 GB for so many at k = 100.
 MAX_PLACES = 1_000_000
 
 

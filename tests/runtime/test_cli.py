@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from stinfer import __version__
-from stinfer.cli import main, run
+from stinfer.cli import ProgressBar, main, run
 
 DATA = Path(__file__).parents[1] / "data"
 BANK = str(DATA / "board_v1.h5")
@@ -191,3 +191,12 @@ def test_nothing_is_written_to_the_home_folder(tmp_path: Path) -> None:
     )
     assert [path.name for path in work.iterdir()] == ["board.stinfer.h5ad"]
     assert not any(home.rglob("*"))
+
+
+def test_a_bar_that_an_error_left_open_ends_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+    bar = ProgressBar(quiet=False)
+    bar(0, 10)
+    bar(3, 10)
+    assert not capsys.readouterr().err.endswith("\n")
+    ProgressBar.close_all()
+    assert capsys.readouterr().err.endswith("\n")
