@@ -5,71 +5,37 @@ References are embedded by the runtime's own code and ONNX file, as a query will
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 
 from stinfer.bank import Bank, Sparse
-from stinfer.contract import F32, F64, I64, AnyArray, BankSettings
-from stinfer.embed import iter_embeddings
+from stinfer.contract import (
+    AnyArray,
+    BankSettings,
+)
 from stinfer.encoder import Device, Encoder
 from stinfer.errors import SettingError
+from stinfer.feature_map import Progress
 from stinfer.files import refuse_existing, refuse_same_file
-from stinfer.geometry import extent_l0, outside_fraction, outside_px
-from stinfer.metric import identity_metric, standardizing_metric
-from stinfer.neighbors import Distance, annoy_installed
-from stinfer.predict import Weighting, log1p_cp10k
+from stinfer.metric import (
+    project,
+)
+from stinfer.neighbors import annoy_installed
 from stinfer.record import Notices, software_versions
-from stinfer.slide import open_slide
 from stinfer_export import annoy_index
+from stinfer_export.bank_plan import BankPlan, GeneJoin, choose_metric, choose_view, fit_metric
 from stinfer_export.bank_writer import write_bank
 from stinfer_export.calibration import calibrate
 from stinfer_export.datasets.section import Section
-from stinfer_export.errors import DatasetError
-
-GeneJoin = Literal["union", "intersection"]
-MetricKind = Literal["none", "standardize"]
-Progress = Callable[[int, int], None]
+from stinfer_export.section_encoding import Part, encode_section
 
 # On her2st C2 to C5 the best of 50, 75 and 100 with every weighting; see the README.
 DEFAULT_K = 100
 # Of few references fewer are averaged, or every prediction would be near the mean of all.
 DEFAULT_K_SHARE = 5
-DEFAULT_MAX_OUTSIDE = 0.25
-
-
-@dataclass(frozen=True)
-class BankPlan:
-    """How to make a bank.
-
-    Parameters
-    ----------
-    dataset : name of the data set
-    pitch_um, spot_diameter_um : of its platform
-    fov_um : side of the square around each spot that is embedded
-    gene_join : keep the genes of any section (one that a section does not list counts 0 there), or
-        only those of every section
-    max_outside : drop a spot if more than this part of its patch is not on the image, 0 to 1
-    metric : ``standardize`` gives every component of the embedding the same spread
-    distance, k, weighting : how the runtime averages; k None is 100, or a fifth of
-        the references where that is fewer
-    include_model : write the ONNX file into the bank
-    """
-
-    dataset: str
-    pitch_um: float
-    spot_diameter_um: float
-    fov_um: float
-    gene_join: GeneJoin = "union"
-    max_outside: float = DEFAULT_MAX_OUTSIDE
-    metric: MetricKind = "standardize"
-    distance: Distance = "cosine"
-    k: int | None = None
-    weighting: Weighting = "softmax"
-    include_model: bool = True
 
 
 @dataclass(frozen=True)
@@ -87,22 +53,6 @@ class BankSummary:
     n_refs: int
     n_genes: int
     notices: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Part:
-    """One section, embedded; counts are kept sparse, since all sections are held at once."""
-
-    name: str
-    patient: str
-    spots: tuple[str, ...]
-    centers_l0: F64
-    array: F64
-    genes: tuple[str, ...]
-    expression: Sparse
-    totals: F64
-    embeddings: F32
-    source: dict[str, Any]
 
 
 def build_bank(
@@ -127,7 +77,7 @@ def build_bank(
     out : the bank to write
     device, threads, batch_size : as for prediction
     overwrite : replace an existing bank
-    progress : called with the patches of a section that are done, and their number
+    progress : called with what is done of a section, how much there is, and of what
 
     Raises
     ------
@@ -142,10 +92,16 @@ def build_bank(
     except OSError as error:
         what = f"model {model_path} cannot be read: {error.strerror}"
         raise SettingError(what, "write one with stinfer-export backbone NAME") from error
-    encoder = Encoder(model, str(model_path), device=device, threads=threads)
+    encoder = Encoder(model, str(model_path), pooling=plan.pooling or "map", device=device, threads=threads)
     if encoder.fallback:
         notices.add(f"running on the CPU: {encoder.fallback}")
-    parts = [_encode(section, plan, encoder, batch_size, notices, progress) for section in sections]
+    view = choose_view(plan, encoder.card)
+    if plan.pooling is None and view.pooling == "patch":
+        notices.add(f"patches are encoded, not a map: {encoder.card.map_refusal}")
+    metric_kind = choose_metric(plan, view, encoder.card)
+    parts = [
+        encode_section(section, plan, view, encoder, batch_size, notices, progress) for section in sections
+    ]
     parts = [part for part in parts if part.spots]
     if not parts:
         what = "no section has a spot that can be used"
@@ -153,8 +109,8 @@ def build_bank(
     genes = _join_genes(parts, plan.gene_join, notices)
     expression = _stack(parts, genes)
     raw = np.concatenate([part.embeddings for part in parts])
-    metric = standardizing_metric(raw) if plan.metric == "standardize" else identity_metric(raw.shape[1])
-    embedding = metric.apply(raw)
+    projection, metric = fit_metric(raw, metric_kind, len(view.sides_um))
+    embedding = metric.apply(project(raw, projection))
     k = _choose_k(plan.k, len(embedding), notices)
     codes = np.repeat(np.arange(len(parts)), [len(part.spots) for part in parts])
     calibration = calibrate(embedding, codes, expression, plan.distance, k, plan.weighting)
@@ -170,14 +126,15 @@ def build_bank(
             dataset=plan.dataset,
             backbone=encoder.card.backbone,
             model_sha256=encoder.sha256,
-            pooling="patch",
-            fov_um=plan.fov_um,
-            patch_px=encoder.card.input_size_px,
+            pooling=view.pooling,
+            fov_um=view.sides_um,
+            window=view.window,
+            um_per_px=view.um_per_px,
             pitch_um=plan.pitch_um,
             spot_diameter_um=plan.spot_diameter_um,
             normalization="log1p_cp10k",
             gene_join=plan.gene_join,
-            metric=plan.metric,
+            metric=metric_kind,
             distance=plan.distance,
             k=k,
             weighting=plan.weighting,
@@ -208,6 +165,7 @@ def build_bank(
         expression=expression,
         embedding=embedding,
         metric=metric,
+        projection=projection,
         distance_quantiles=calibration.distance_quantiles,
         hashes={},
     )
@@ -221,84 +179,7 @@ def build_bank(
     return BankSummary(out, len(embedding), len(genes), tuple(notices.texts))
 
 
-def _encode(
-    section: Section,
-    plan: BankPlan,
-    encoder: Encoder,
-    batch_size: int,
-    notices: Notices,
-    progress: Progress | None,
-) -> _Part:
-    """Drop the spots that cannot be used, embed the others and normalise their counts."""
-    patch_px = encoder.card.input_size_px
-    with open_slide(section.image_path, section.mpp) as slide:
-        _refuse_misplaced(section, extent_l0(plan.pitch_um, slide.mpp), slide.size_l0)
-        extent = extent_l0(plan.fov_um, slide.mpp)
-        outside = outside_fraction(section.centers_l0, extent, slide.size_l0)
-        totals = section.counts.sum(axis=1).astype(np.float64)
-        kept = np.flatnonzero((outside <= plan.max_outside) & (totals > 0))
-        _notice_drops(section, plan, outside, totals, kept, notices)
-        embeddings = np.empty((len(kept), encoder.card.dim), dtype=np.float32)
-        done = 0
-        centers = section.centers_l0[kept]
-        for batch in iter_embeddings(slide, centers, encoder, plan.fov_um, patch_px, batch_size):
-            embeddings[done : done + len(batch)] = batch
-            done += len(batch)
-            if progress is not None:
-                progress(done, len(kept))
-    return _Part(
-        name=section.name,
-        patient=section.patient,
-        spots=tuple(section.spots[i] for i in kept),
-        centers_l0=centers,
-        array=section.array[kept],
-        genes=section.genes,
-        expression=_to_sparse(log1p_cp10k(section.counts[kept], totals[kept])),
-        totals=totals[kept],
-        embeddings=embeddings,
-        source={"image": section.image_path.name, "mpp_um": section.mpp, "n_spots": len(kept)},
-    )
-
-
-def _refuse_misplaced(section: Section, pitch_l0: tuple[float, float], size_l0: tuple[int, int]) -> None:
-    """Refuse places that are not of this image.
-
-    An array may reach over the edge of its image, but a spot half a pitch beyond cannot have been seen.
-    """
-    outside = outside_px(section.centers_l0, size_l0)
-    n_outside = int((outside > max(pitch_l0) / 2).sum())
-    if n_outside:
-        worst = int(np.argmax(outside))
-        cause = (
-            f"section {section.name}: {n_outside} of {len(outside)} spots lie outside its image of "
-            f"{size_l0[0]}x{size_l0[1]} px, spot {section.spots[worst]} by {outside[worst]:.0f} px"
-        )
-        raise DatasetError(section.image_path, cause, "check that image and selection file belong together")
-
-
-def _notice_drops(
-    section: Section, plan: BankPlan, outside: F64, totals: F64, kept: I64, notices: Notices
-) -> None:
-    lost = {
-        "have a place but no counts": section.n_places_only,
-        "have counts but no place": section.n_counts_only,
-        "have no counts above 0": int((totals == 0).sum()),
-        f"have more than {plan.max_outside:.0%} of their patch outside the image": int(
-            (outside > plan.max_outside).sum()
-        ),
-    }
-    for cause, n_lost in lost.items():
-        if n_lost:
-            notices.add(f"section {section.name}: {n_lost} spots {cause}; dropped")
-    n_padded = int((outside[kept] > 0).sum())
-    if n_padded:
-        notices.add(
-            f"section {section.name}: the patches of {n_padded} spots reach beyond the image; "
-            "filled up with white"
-        )
-
-
-def _join_genes(parts: Sequence[_Part], join: GeneJoin, notices: Notices) -> tuple[str, ...]:
+def _join_genes(parts: Sequence[Part], join: GeneJoin, notices: Notices) -> tuple[str, ...]:
     """Return the bank's genes in alphabetical order, and say what the join did."""
     sets = [set(part.genes) for part in parts]
     union, shared = set.union(*sets), set.intersection(*sets)
@@ -317,13 +198,7 @@ def _join_genes(parts: Sequence[_Part], join: GeneJoin, notices: Notices) -> tup
     return tuple(sorted(genes))
 
 
-def _to_sparse(dense: F32) -> Sparse:
-    rows, columns = np.nonzero(dense)
-    indptr = np.searchsorted(rows, np.arange(len(dense) + 1)).astype(np.int64)
-    return Sparse(dense[rows, columns], columns.astype(np.int32), indptr, dense.shape[1])
-
-
-def _stack(parts: Sequence[_Part], genes: Sequence[str]) -> Sparse:
+def _stack(parts: Sequence[Part], genes: Sequence[str]) -> Sparse:
     """Put the sections below each other, in the bank's gene order; columns ascend in every row."""
     column_of = {gene: i for i, gene in enumerate(genes)}
     data, indices, lengths = [], [], []
@@ -340,7 +215,7 @@ def _stack(parts: Sequence[_Part], genes: Sequence[str]) -> Sparse:
     return Sparse(np.concatenate(data), np.concatenate(indices), indptr, len(genes))
 
 
-def _gene_presence(parts: Sequence[_Part], genes: Sequence[str], expression: Sparse) -> dict[str, AnyArray]:
+def _gene_presence(parts: Sequence[Part], genes: Sequence[str], expression: Sparse) -> dict[str, AnyArray]:
     """Say in how many sections a gene is listed, and in what part of the spots it is detected."""
     listed = [set(part.genes) for part in parts]
     detected = np.bincount(expression.indices, minlength=len(genes)) / (len(expression.indptr) - 1)

@@ -34,9 +34,10 @@ def write_bank(
     hashes = hash_parts(bank) | {name: hashlib.sha256(data).hexdigest() for name, data in blobs.items()}
     sparse = bank.expression
     uns: dict[str, Any] = {
-        **bank.settings.to_scalars(),
+        **bank.settings.to_uns(),
         "metric_mean": bank.metric.mean,
         "metric_components": bank.metric.components,
+        **({} if bank.projection is None else {"projection": bank.projection}),
         "distance_quantiles": bank.distance_quantiles,
         "sources": sources,
         "notices": notices,

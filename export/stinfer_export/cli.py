@@ -9,11 +9,11 @@ import click
 
 from stinfer import __version__
 from stinfer.cli import FiniteRange, ProgressBar, encoding_options, set_up_logging, shows_errors, split_names
-from stinfer_export.datasets.her2st import DEFAULT_FOV_UM
 
 _FILE = click.Path(path_type=Path)
 _MODELS = Path("models")
 _BANK = Path("reference_bank/her2st.h5")
+_SIDE_UM = FiniteRange(min=1, max=10_000)
 
 
 def _read_names(_: click.Context, __: click.Parameter, names: str | None) -> list[str] | None:
@@ -23,6 +23,19 @@ def _read_names(_: click.Context, __: click.Parameter, names: str | None) -> lis
     found = split_names(names)
     if not found:
         msg = f"{names!r} names no section."
+        raise click.BadParameter(msg)
+    return found
+
+
+def _read_sides(
+    context: click.Context, parameter: click.Parameter, sides: str | None
+) -> tuple[float, ...] | None:
+    """Read lengths in µm, separated by commas; a list that is given must hold one."""
+    if sides is None:
+        return None
+    found = tuple(_SIDE_UM.convert(side, parameter, context) for side in split_names(sides))
+    if not found:
+        msg = f"{sides!r} holds no length in µm."
         raise click.BadParameter(msg)
     return found
 
@@ -92,11 +105,24 @@ def bank_group() -> None:
     "--sections", callback=_read_names, help="Sections to pack, separated by commas. [default: all]"
 )
 @click.option(
+    "--pooling",
+    type=click.Choice(["map", "patch"]),
+    help="map: encode the tissue once and average cells in windows around a spot; patch: encode a patch "
+    "around each. [default: map where the backbone can]",
+)
+@click.option(
     "--fov-um",
-    type=FiniteRange(min=1, max=10_000),
-    default=DEFAULT_FOV_UM,
+    metavar="UM[,UM...]",
+    callback=_read_sides,
+    help="Fields of view: sides in µm of the windows around a spot that are embedded, ascending; one with "
+    "--pooling patch. [default: 154,309,618; patch: 154]",
+)
+@click.option(
+    "--window",
+    type=click.Choice(["square", "disc"]),
+    default="square",
     show_default=True,
-    help="Field of view: side in µm of the square around a spot that is embedded.",
+    help="Shape of the windows; of a disc, --fov-um is the diameter.",
 )
 @click.option(
     "--gene-join",
@@ -114,10 +140,10 @@ def bank_group() -> None:
 )
 @click.option(
     "--metric",
-    type=click.Choice(["none", "standardize"]),
-    default="standardize",
-    show_default=True,
-    help="standardize: give every component of the embedding the same spread before comparing.",
+    type=click.Choice(["none", "standardize", "pca"]),
+    help="standardize: give every component of the embedding the same spread before comparing; pca: keep 64 "
+    "principal components of that, of every window. [default: pca with a map, unless the backbone is "
+    "stain_texture, else standardize]",
 )
 @click.option(
     "--distance",
@@ -165,11 +191,12 @@ def bank_her2st(
     """Pack the her2st data set in DIR: the folder of ST-imgs, ST-cnts and ST-spotfiles."""
     set_up_logging(quiet=quiet)
     from stinfer.files import make_folder
-    from stinfer_export import bank_builder
+    from stinfer_export.bank_builder import build_bank
+    from stinfer_export.bank_plan import BankPlan
     from stinfer_export.datasets import her2st as dataset
 
     running = {name: options.pop(name) for name in ("device", "threads", "batch_size", "overwrite")}
-    plan = bank_builder.BankPlan(
+    plan = BankPlan(
         dataset=dataset.NAME,
         pitch_um=dataset.PITCH_UM,
         spot_diameter_um=dataset.SPOT_DIAMETER_UM,
@@ -178,7 +205,7 @@ def bank_her2st(
     )
     if out == _BANK:
         make_folder(out.parent)
-    summary = bank_builder.build_bank(
+    summary = build_bank(
         dataset.iter_sections(folder, sections),
         plan,
         model,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from stinfer.contract import ModelCard
 from stinfer.errors import ExtraMissingError, OutputExistsError, SettingError
 from stinfer.files import make_folder, sha256_file, written_beside
 from stinfer_export.errors import DownloadError
@@ -23,6 +24,7 @@ except ImportError as missing:
     raise ExtraMissingError(missing.name or "torch", "export", "converting a backbone") from missing
 
 from stinfer_export import parity, weights
+from stinfer_export.feature_map_check import describe_map, measure_map
 from stinfer_export.graph import export_graph
 
 logger = logging.getLogger(__name__)
@@ -39,8 +41,10 @@ def convert_backbone(
     """Write ``<timm name with tag>.onnx``.
 
     1. Build the network without its classifier and put the checkpoint's weights in, every one.
-    2. Export the graph beside its final place.
-    3. Compare torch and ONNX Runtime (`parity`); only then give the file its name.
+    2. Export the graph.
+    3. Measure how regions of its map join (`feature_map_check`), which the file is to say.
+    4. Write it beside its final place and compare torch and ONNX Runtime (`parity`); only then give it
+       its name.
 
     The same weights and the same versions of torch and timm give the same bytes.
 
@@ -69,7 +73,7 @@ def convert_backbone(
     OutputExistsError, OutputWriteError
         The file is there already, or cannot be written.
     ParityError
-        The two disagree; no file is left behind.
+        The two disagree, or ONNX Runtime cannot run the graph; no file is left behind.
     """
     if pretrained == (checkpoint is not None):
         what = "a backbone needs either a checkpoint or leave to download one, not both"
@@ -83,7 +87,11 @@ def convert_backbone(
     # Before the minutes that tracing may take.
     make_folder(target.parent)
     model = export_graph(backbone, spec, sha256)
+    card = ModelCard.from_props({prop.key: prop.value for prop in model.metadata_props})
+    card = measure_map(model.SerializeToString(), card)
+    onnx.helper.set_model_props(model, card.to_props())
     _write_checked(model, target, backbone, spec)
+    logger.info("%s: %s", target, describe_map(card))
     return target
 
 

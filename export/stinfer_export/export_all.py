@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,10 +11,14 @@ from stinfer.bank import Bank
 from stinfer.contract import ModelCard
 from stinfer.encoder import Encoder
 from stinfer.errors import BankError, ExtraMissingError, ModelError, SettingError
+from stinfer.feature_map import Progress
 from stinfer.files import make_folder, refuse_existing, sha256_file
-from stinfer_export.bank_builder import BankPlan, Progress, build_bank, default_k
+from stinfer_export.bank_builder import build_bank, default_k
+from stinfer_export.bank_plan import BankPlan, choose_metric, choose_view
 from stinfer_export.datasets import her2st
 from stinfer_export.registry import PAPER_BACKBONES, STAIN_TEXTURE, find_checkpoints
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINTS = Path("models/checkpoints")
 MODELS = Path("models")
@@ -50,10 +55,13 @@ def export_backbone(
         what = f"{STAIN_TEXTURE} has no weights"
         raise SettingError(what, "leave out --checkpoint and --pretrained")
     write_stain_texture = _stain_texture_writer()
+    from stinfer_export.feature_map_check import describe_map
+
     make_folder(out_dir)
     path = out_dir / f"{STAIN_TEXTURE}.onnx"
     refuse_existing(path, overwrite=overwrite)
-    write_stain_texture(path)
+    card = write_stain_texture(path)
+    logger.info("%s: %s", path, describe_map(card))
     return path
 
 
@@ -112,7 +120,7 @@ def export_all(her2st_dir: Path | None, model: str | None, progress: Progress | 
             f"{HER2ST}"
         )
         return
-    plan = BankPlan(her2st.NAME, her2st.PITCH_UM, her2st.SPOT_DIAMETER_UM, her2st.DEFAULT_FOV_UM)
+    plan = BankPlan(her2st.NAME, her2st.PITCH_UM, her2st.SPOT_DIAMETER_UM)
     if BANK.is_file():
         _refuse_other_bank(plan, chosen, sections)
         yield f"kept {BANK}: its model, sections and settings have not changed"
@@ -132,12 +140,13 @@ def _stain_texture_writer() -> Callable[[Path], ModelCard]:
 
 
 def _made_of(path: Path, checkpoint: Path) -> bool:
-    """Say whether a model file was made of this very checkpoint."""
+    """Say whether a model file was made of this very checkpoint, and since files tell of maps."""
     try:
         card = Encoder(path.read_bytes(), str(path), device="cpu").card
     except (OSError, ModelError):
         return False
-    return card.checkpoint_sha256 == sha256_file(checkpoint)
+    tells_of_maps = card.stride == 0 or card.map_refusal != ModelCard.map_refusal
+    return tells_of_maps and card.checkpoint_sha256 == sha256_file(checkpoint)
 
 
 def _her2st_places() -> list[Path]:
@@ -153,15 +162,21 @@ def _refuse_other_bank(plan: BankPlan, model: Path, sections: list[str]) -> None
     except BankError as error:
         what = f"{BANK} is there, but is not a bank that could be kept: {error.what}"
         raise SettingError(what, fix) from error
-    names = ("dataset", "fov_um", "gene_join", "metric", "distance", "weighting")
-    found: dict[str, object] = {name: getattr(bank.settings, name) for name in (*names, "k", "model_sha256")}
-    found["sections"] = ", ".join(sorted(set(bank.sections)))
+    card = Encoder(model.read_bytes(), str(model), device="cpu").card
+    view = choose_view(plan, card)
+    names = ("dataset", "gene_join", "distance", "weighting")
     wanted: dict[str, object] = {name: getattr(plan, name) for name in names}
     wanted |= {
+        "pooling": view.pooling,
+        "fov_um": view.sides_um,
+        "window": view.window,
+        "metric": choose_metric(plan, view, card),
         "k": default_k(bank.n_refs),
         "model_sha256": sha256_file(model),
-        "sections": ", ".join(sections),
     }
+    found: dict[str, object] = {name: getattr(bank.settings, name) for name in wanted}
+    wanted["sections"] = ", ".join(sections)
+    found["sections"] = ", ".join(sorted(set(bank.sections)))
     differing = [name for name in wanted if found[name] != wanted[name]]
     if differing:
         said = "; ".join(f"{name} is {found[name]}, not {wanted[name]}" for name in differing)

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from stinfer.contract import F32, F64, MODEL_EMBEDDING, MODEL_FEATURES, MODEL_INPUT, U8
+from stinfer.contract import F32, MODEL_EMBEDDING, MODEL_FEATURES, MODEL_INPUT, U8
 from stinfer.errors import ExtraMissingError
 from stinfer.onnx_runtime import ORT_ERRORS, ort
 from stinfer_export.errors import ParityError
 from stinfer_export.registry import BackboneSpec
+from stinfer_export.tissue_noise import tissue_patch
 
 try:
     import torch
@@ -24,11 +25,6 @@ except ImportError as missing:
 
 TOLERANCE = 1e-4
 """Largest relative error at which a file is kept."""
-
-# Mean colours of an H&E slide, RGB 0 to 255: glass, eosin (stroma), hematoxylin (nuclei).
-_GLASS = np.array([240.0, 238.0, 242.0])
-_EOSIN = np.array([222.0, 150.0, 188.0])
-_HEMATOXYLIN = np.array([112.0, 72.0, 148.0])
 
 
 def check_parity(
@@ -134,34 +130,8 @@ def sample_batches(spec: BackboneSpec) -> Iterator[U8]:
         yield np.stack([_random_patch(rng, *size) if i % 2 else tissue_patch(rng, *size) for i in range(n)])
 
 
-def tissue_patch(rng: np.random.Generator, height_px: int, width_px: int) -> U8:
-    """Paint something with the colours and the smoothness of H&E tissue.
-
-    Returns
-    -------
-    (height_px, width_px, 3), RGB
-    """
-    stroma = np.clip(2.0 * _smooth_noise(rng, height_px, width_px, 64) - 0.2, 0.0, 1.0)[..., None]
-    nuclei = np.clip(6.0 * _smooth_noise(rng, height_px, width_px, 10) - 3.6, 0.0, 1.0)[..., None]
-    image = _GLASS + stroma * (_EOSIN - _GLASS)
-    image += stroma * nuclei * (_HEMATOXYLIN - image)
-    image += rng.normal(0.0, 3.0, image.shape)
-    painted: U8 = np.clip(np.rint(image), 0, 255).astype(np.uint8)
-    return painted
-
-
 def _random_patch(rng: np.random.Generator, height_px: int, width_px: int) -> U8:
     return rng.integers(0, 256, (height_px, width_px, 3), dtype=np.uint8)
-
-
-def _smooth_noise(rng: np.random.Generator, height_px: int, width_px: int, cell_px: int) -> F64:
-    """Random values on a grid of `cell_px`, 0 to 1, and straight lines between them."""
-    y = np.arange(height_px) / cell_px
-    x = np.arange(width_px) / cell_px
-    knots = rng.random((int(y[-1]) + 2, int(x[-1]) + 2))
-    columns = np.stack([np.interp(x, np.arange(knots.shape[1]), row) for row in knots])
-    rows = [np.interp(y, np.arange(knots.shape[0]), column) for column in columns.T]
-    return np.stack(rows, axis=1)
 
 
 def _session(path: Path, name: str) -> ort.InferenceSession:

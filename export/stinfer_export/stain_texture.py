@@ -37,7 +37,7 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto, TensorProto, checker, helper
 
-from stinfer.contract import F64, MODEL_EMBEDDING, MODEL_FEATURES, MODEL_INPUT, ModelCard
+from stinfer.contract import F64, MODEL_EMBEDDING, MODEL_FEATURES, MODEL_INPUT, MapTraits, ModelCard
 from stinfer.files import written_beside
 from stinfer_export.registry import STAIN_TEXTURE
 from stinfer_export.stain_texture_embedding import (
@@ -46,12 +46,16 @@ from stinfer_export.stain_texture_embedding import (
     STAINS,
     TEXTURE_STAINS,
     add_embedding,
+    build_head,
     named,
 )
 from stinfer_export.stain_texture_graph import Block, GraphBuilder, anisotropy, join, product_of_two
 
 STRIDE_PX = 32
 INPUT_SIZE_PX = 224
+# Filters reach 16 px beyond a cell, to every side alike; `feature_map_check` measures the same.
+HALO_CELLS = 1
+OFFSET_PX = (0.0, 0.0)
 
 # Optical density per unit of hematoxylin, eosin and residual (DAB in the paper), rows; columns R, G, B.
 STAIN_VECTORS: F64 = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
@@ -118,6 +122,8 @@ def build_graph() -> ModelProto:
         stride=STRIDE_PX,
         checkpoint_sha256="",
         precision="fp32",
+        map_traits=MapTraits(HALO_CELLS, OFFSET_PX, build_head(features.names)),
+        map_refusal="",
     )
     model = graph.to_model(
         STAIN_TEXTURE,

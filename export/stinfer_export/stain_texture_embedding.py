@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from onnx import TensorProto, checker, helper
+
+from stinfer.contract import HEAD_INPUT, MODEL_EMBEDDING
 from stinfer_export.stain_texture_graph import Block, GraphBuilder, anisotropy, join, product_of_two
 
 STAINS = ("hematoxylin", "eosin", "residual")
@@ -49,6 +52,28 @@ def add_embedding(graph: GraphBuilder, means: Block) -> Block:
     for level in range(N_TEXTURE_LEVELS):
         blocks += window.texture(level)
     return join(graph, blocks)
+
+
+def build_head(channels: tuple[str, ...]) -> bytes:
+    """Build the same nodes as a file of their own, for windows of a map; always the same bytes.
+
+    Parameters
+    ----------
+    channels : names of the channels of ``features``
+
+    Returns
+    -------
+    ONNX file, ``means`` (n, channels) to ``embedding`` (n, dim)
+    """
+    graph = GraphBuilder()
+    embedding = add_embedding(graph, Block(channels, HEAD_INPUT))
+    graph.name_output(embedding.tensor, MODEL_EMBEDDING)
+    means = helper.make_tensor_value_info(HEAD_INPUT, TensorProto.FLOAT, ["n", len(channels)])
+    entries = helper.make_tensor_value_info(MODEL_EMBEDDING, TensorProto.FLOAT, ["n", len(embedding.names)])
+    model = graph.to_model("head", [means], [entries])
+    checker.check_model(model, full_check=True)
+    head: bytes = model.SerializeToString(deterministic=True)
+    return head
 
 
 def named(statistic: str, stains: Sequence[str]) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ from stinfer.metric import AffineMetric
 # What `uns/stinfer/hashes` names: every part, and those of the blobs that the bank holds.
 BLOBS = ("model", "annoy")
 # HDF5, h5py and numpy speak of damage in all of these; whichever it is, the file is no whole bank.
-_DAMAGE = (
+DAMAGE = (
     OSError,
     KeyError,
     ValueError,
@@ -98,6 +98,7 @@ class Bank:
     expression : (n_refs, n_genes), log1p CP10K
     embedding : (n_refs, n), after the metric
     metric : the affine map
+    projection : (channels, n) linear map of every cell, or patch, before the metric; None where there is none
     distance_quantiles : (m,), quantiles 0 to 1 of the references' own held-out neighbor distance
     hashes : SHA-256 of each part
     """
@@ -114,6 +115,7 @@ class Bank:
     expression: Sparse
     embedding: F32
     metric: AffineMetric
+    projection: F32 | None
     distance_quantiles: F32
     hashes: dict[str, str]
 
@@ -134,15 +136,14 @@ class Bank:
         try:
             with h5py.File(path, "r") as file:
                 h5ad.refuse_links(file)
-                _check_version(path, file)
-                bank = _read(path, file)
+                bank = _read(path, file, _check_version(path, file))
                 for name in BLOBS:
                     found = _hash_bytes(_blob(file, name)) if name in file["uns/stinfer"] else "none"
                     _compare(path, name, bank.hashes.get(name, "none"), found)
             _check_shapes(bank)
         except BankError:
             raise
-        except _DAMAGE as error:
+        except DAMAGE as error:
             raise BankFormatError(
                 path, f"it is cut short, damaged or no bank ({first_line(error)})"
             ) from error
@@ -187,17 +188,18 @@ class Bank:
         return np.unique(np.asarray(self.sections), return_inverse=True)[1].astype(np.int64)
 
 
-def hash_parts(bank: Bank) -> dict[str, str]:
-    """Hash every part of a bank but its blobs; keys are `PARTS`."""
+def hash_parts(bank: Bank, version: int = BANK_FORMAT_VERSION) -> dict[str, str]:
+    """Hash every part of a bank, as a version has them, but its blobs; keys are `PARTS`."""
     texts = [list(bank.spots), list(bank.sections), list(bank.patients)]
     sparse = bank.expression
+    projections = [] if bank.projection is None else [bank.projection]
     return {
-        "settings": hash_json(bank.settings.to_scalars()),
+        "settings": hash_json(bank.settings.to_mapping(version)),
         "genes": hash_json([list(bank.genes), _hash_columns(bank.gene_columns)]),
         "spots": hash_json([texts, _hash_columns(bank.spot_columns), hash_arrays(bank.spatial)]),
         "expression": hash_arrays(sparse.data, sparse.indices, sparse.indptr),
         "embedding": hash_arrays(bank.embedding),
-        "metric": hash_arrays(bank.metric.mean, bank.metric.components),
+        "metric": hash_arrays(bank.metric.mean, bank.metric.components, *projections),
         "calibration": hash_arrays(bank.distance_quantiles),
     }
 
@@ -206,17 +208,18 @@ def _hash_columns(columns: dict[str, AnyArray]) -> dict[str, str]:
     return {name: hash_arrays(values) for name, values in columns.items()}
 
 
-def _check_version(path: Path, file: h5py.File) -> None:
+def _check_version(path: Path, file: h5py.File) -> int:
     scalars = h5ad.read_scalars(file["uns/stinfer"]) if "uns/stinfer" in file else {}
     if scalars.get("kind") != "bank":
         cause = "it is an HDF5 file, but no bank"
         raise BankFormatError(path, cause)
     version = int(scalars["format_version"])
-    if version != BANK_FORMAT_VERSION:
+    if not 1 <= version <= BANK_FORMAT_VERSION:
         raise BankVersionError(path, version, BANK_FORMAT_VERSION)
+    return version
 
 
-def _read(path: Path, file: h5py.File) -> Bank:
+def _read(path: Path, file: h5py.File, version: int) -> Bank:
     uns = file["uns/stinfer"]
     var, obs, x = file["var"], file["obs"], file["X"]
     if x.attrs["encoding-type"] != "csr_matrix":
@@ -229,9 +232,12 @@ def _read(path: Path, file: h5py.File) -> Bank:
         int(x.attrs["shape"][1]),
     )
     texts = ("section", "patient")
+    settings = h5ad.read_scalars(uns)
+    if version > 1:
+        settings["fov_um"] = h5ad.read_array(uns, "fov_um").tolist()
     bank = Bank(
         path=path,
-        settings=BankSettings.from_scalars(h5ad.read_scalars(uns)),
+        settings=BankSettings.from_mapping(settings),
         genes=tuple(h5ad.read_strings(var, "_index")),
         gene_columns={name: h5ad.read_array(var, name) for name in var.attrs["column-order"]},
         spots=tuple(h5ad.read_strings(obs, "_index")),
@@ -244,10 +250,11 @@ def _read(path: Path, file: h5py.File) -> Bank:
         expression=sparse,
         embedding=h5ad.read_array(file["obsm"], "embedding"),
         metric=AffineMetric(h5ad.read_array(uns, "metric_mean"), h5ad.read_array(uns, "metric_components")),
+        projection=h5ad.read_array(uns, "projection") if version > 1 and "projection" in uns else None,
         distance_quantiles=h5ad.read_array(uns, "distance_quantiles"),
         hashes={key: str(value) for key, value in h5ad.read_scalars(uns["hashes"]).items()},
     )
-    for part, found in hash_parts(bank).items():
+    for part, found in hash_parts(bank, version).items():
         _compare(path, part, bank.hashes.get(part, "none"), found)
     return bank
 
@@ -279,20 +286,13 @@ def _check_shapes(bank: Bank) -> None:
             c.shape == (n_genes,) for c in bank.gene_columns.values()
         ),
         "its metric does not fit its embeddings": _metric_fits(bank),
+        "its projection does not fit its metric": _projection_fits(bank),
         "its distance quantiles do not ascend": (
             bank.distance_quantiles.size > 1 and bool((np.diff(bank.distance_quantiles) >= 0).all())
         ),
         "k is larger than its number of references": bank.settings.k <= n_refs,
         "it holds values that are not finite": all(
-            np.isfinite(values).all()
-            for values in (
-                sparse.data,
-                bank.embedding,
-                bank.spatial,
-                bank.metric.mean,
-                bank.metric.components,
-                bank.distance_quantiles,
-            )
+            np.isfinite(values).all() for values in [*_floats(bank), bank.spatial]
         ),
     }
     for cause, holds in checks.items():
@@ -301,19 +301,18 @@ def _check_shapes(bank: Bank) -> None:
 
 
 def _types_fit(bank: Bank) -> bool:
-    floats = (
-        bank.expression.data,
-        bank.embedding,
-        bank.metric.mean,
-        bank.metric.components,
-        bank.distance_quantiles,
-    )
     integers = (bank.expression.indices, bank.expression.indptr)
     return (
-        all(values.dtype == np.float32 for values in floats)
+        all(values.dtype == np.float32 for values in _floats(bank))
         and all(values.dtype.kind == "i" for values in integers)
         and bank.spatial.dtype == np.float64
     )
+
+
+def _floats(bank: Bank) -> list[AnyArray]:
+    found: list[AnyArray] = [bank.expression.data, bank.embedding, bank.metric.mean, bank.metric.components]
+    found.append(bank.distance_quantiles)
+    return found if bank.projection is None else [*found, bank.projection]
 
 
 def _valid_csr(sparse: Sparse) -> bool:
@@ -338,6 +337,13 @@ def _metric_fits(bank: Bank) -> bool:
     mean, components = bank.metric.mean, bank.metric.components
     width = components.shape[-1]
     return mean.ndim == 1 and len(components) == len(mean) and width == bank.embedding.shape[1]
+
+
+def _projection_fits(bank: Bank) -> bool:
+    projection, n_windows = bank.projection, len(bank.settings.fov_um)
+    return projection is None or (
+        projection.ndim == 2 and projection.shape[1] * n_windows == len(bank.metric.mean)
+    )
 
 
 def _blob(file: h5py.File, name: str) -> bytes:

@@ -79,7 +79,7 @@ def set_up_logging(*, quiet: bool) -> None:
 
 
 class ProgressBar:
-    """A bar with patches per second and time left, on a terminal's standard error.
+    """A bar with what is done, how fast, and the time left, on a terminal's standard error.
 
     Parameters
     ----------
@@ -93,14 +93,14 @@ class ProgressBar:
         self._bar: Any = None
         self._open.append(self)
 
-    def __call__(self, done: int, total: int) -> None:
-        """Show that `done` of `total` patches are encoded."""
+    def __call__(self, done: int, total: int, unit: str) -> None:
+        """Show that `done` of `total` patches, regions or bands are done."""
         if self._quiet:
             return
         if self._bar is None:
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, unit=" patches", desc="encoding", file=sys.stderr)
+            self._bar = tqdm(total=total, unit=f" {unit}", desc="encoding", file=sys.stderr)
         self._bar.update(done - self._bar.n)
         if done == total:
             self._close()
@@ -167,7 +167,8 @@ def encoding_options(command: Callable[P, R]) -> Callable[P, R]:
 @click.option(
     "--pitch-um",
     type=FiniteRange(min=0, min_open=True),
-    help="Distance of grid points in µm; smaller is denser (super-resolution). [default: that of the bank]",
+    help="Distance of grid points in µm; smaller is denser (super-resolution), down to a cell of the feature "
+    "map, 22 µm. [default: that of the bank]",
 )
 @click.option(
     "--genes",
@@ -178,6 +179,20 @@ def encoding_options(command: Callable[P, R]) -> Callable[P, R]:
 @click.option("--csv", type=_FILE, help="Also write spots x genes, with coordinates, as a CSV file.")
 @click.option(
     "--png", default="", metavar="GENES", help="Also draw these genes over the slide, one PNG each."
+)
+@click.option(
+    "--ome-tiff",
+    type=_FILE,
+    metavar="FILE",
+    help="Also write the grid as an OME-TIFF with a channel per gene of --genes, which QuPath and napari lay "
+    "over the slide.",
+)
+@click.option(
+    "--save-map",
+    type=_FILE,
+    metavar="FILE",
+    help="Keep the slide's feature map (.map.h5). Given in place of SLIDE it predicts again, elsewhere or "
+    "other genes, in seconds.",
 )
 @encoding_options
 @click.option(
@@ -200,8 +215,9 @@ def encoding_options(command: Callable[P, R]) -> Callable[P, R]:
 def run(slide: Path, bank: Path, png: str, *, quiet: bool, **options: Any) -> None:
     """Predict spatial gene expression for SLIDE from a reference bank.
 
-    SLIDE is anything OpenSlide reads, or a JPEG, PNG or TIFF image. The prediction is an AnnData file
-    that scanpy and squidpy open: log1p of counts per 10,000, with a confidence for every spot.
+    SLIDE is anything OpenSlide reads, a JPEG, PNG or TIFF image, or a map that --save-map wrote. The
+    prediction is an AnnData file that scanpy and squidpy open: log1p of counts per 10,000, with a
+    confidence for every spot.
     For research use; not a diagnostic device.
     """
     set_up_logging(quiet=quiet)
@@ -210,7 +226,7 @@ def run(slide: Path, bank: Path, png: str, *, quiet: bool, **options: Any) -> No
     result = predict_slide(slide, bank, png=split_names(png), progress=ProgressBar(quiet=quiet), **options)
     if not quiet:
         click.echo(f"{result.path}: {result.n_spots} spots x {result.n_genes} genes, log1p CP10K")
-        for path in (result.csv_path, *result.png_paths):
+        for path in (result.csv_path, *result.png_paths, result.ome_tiff_path, result.map_path):
             if path is not None:
                 click.echo(str(path))
 

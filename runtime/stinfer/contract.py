@@ -5,9 +5,11 @@ The two FORMAT.md files say the same in words; whoever changes one changes the o
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -21,15 +23,44 @@ Bool = npt.NDArray[np.bool_]
 AnyArray = npt.NDArray[Any]
 
 MODEL_FORMAT_VERSION = 1
-BANK_FORMAT_VERSION = 1
-PREDICTION_FORMAT_VERSION = 1
+BANK_FORMAT_VERSION = 2
+PREDICTION_FORMAT_VERSION = 2
+MAP_FORMAT_VERSION = 1
 
 MODEL_INPUT = "pixels"
 MODEL_EMBEDDING = "embedding"
 MODEL_FEATURES = "features"
 
+HEAD_INPUT = "means"
+
 MPP_MIN_UM = 0.05
 MPP_MAX_UM = 20.0
+
+# Bounds of what a model's card may say; a halo is read on every side of a region.
+MAX_HALO_CELLS = 16
+MAX_OFFSET_PX = 64
+
+Pooling = Literal["patch", "map"]
+WindowShape = Literal["square", "disc"]
+
+
+@dataclass(frozen=True)
+class MapTraits:
+    """What must be known of a backbone to join the `features` of regions into one map.
+
+    Measured when the backbone is exported; see `models/FORMAT.md`.
+
+    Parameters
+    ----------
+    halo_cells : cells around a region that must be computed too, and are then left out
+    offset_px : x and y of the middle of what a cell sees, from the cell's own middle, in pixels
+    head : ONNX file that turns a window's mean of `features` into its embedding; empty where that is
+        the mean itself
+    """
+
+    halo_cells: int
+    offset_px: tuple[float, float]
+    head: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -45,6 +76,8 @@ class ModelCard:
     stride : pixels per cell of ``features``; 0 where the backbone has no such output
     checkpoint_sha256 : of the weights' file; empty where there are no weights
     precision : ``fp32``
+    map_traits : how to join a map of regions; None where that cannot be done
+    map_refusal : why it cannot; empty where it can
     """
 
     backbone: str
@@ -54,9 +87,18 @@ class ModelCard:
     stride: int
     checkpoint_sha256: str
     precision: str
+    map_traits: MapTraits | None = None
+    map_refusal: str = "its model file does not say how: export it again"
 
     def to_props(self) -> dict[str, str]:
         """Write the card as ``metadata_props``: text to text, keys prefixed ``stinfer.``."""
+        traits: dict[str, str] = {}
+        if self.map_traits is None:
+            traits["stinfer.map_refusal"] = self.map_refusal
+        else:
+            traits["stinfer.map_halo_cells"] = str(self.map_traits.halo_cells)
+            traits["stinfer.map_offset_px"] = " ".join(f"{value:g}" for value in self.map_traits.offset_px)
+            traits["stinfer.map_head"] = base64.b64encode(self.map_traits.head).decode("ascii")
         return {
             "stinfer.format_version": str(MODEL_FORMAT_VERSION),
             "stinfer.backbone": self.backbone,
@@ -66,6 +108,7 @@ class ModelCard:
             "stinfer.stride": str(self.stride),
             "stinfer.checkpoint_sha256": self.checkpoint_sha256,
             "stinfer.precision": self.precision,
+            **traits,
         }
 
     @classmethod
@@ -91,7 +134,27 @@ class ModelCard:
             stride=int(props["stinfer.stride"]),
             checkpoint_sha256=props["stinfer.checkpoint_sha256"],
             precision=props["stinfer.precision"],
+            **_read_traits(props),
         )
+
+
+def _read_traits(props: Mapping[str, str]) -> dict[str, Any]:
+    """Read what a card says of maps; files of before there were any say nothing."""
+    if "stinfer.map_halo_cells" not in props:
+        refusal = props.get("stinfer.map_refusal")
+        return {} if refusal is None else {"map_refusal": refusal}
+    halo_cells = int(props["stinfer.map_halo_cells"])
+    offset_px = tuple(float(value) for value in props["stinfer.map_offset_px"].split())
+    if not 0 <= halo_cells <= MAX_HALO_CELLS:
+        msg = f"map_halo_cells is {halo_cells}, expected 0 to {MAX_HALO_CELLS}"
+        raise ValueError(msg)
+    if len(offset_px) != 2 or not all(abs(value) <= MAX_OFFSET_PX for value in offset_px):
+        msg = (
+            f"map_offset_px is {props['stinfer.map_offset_px']!r}, expected two numbers up to {MAX_OFFSET_PX}"
+        )
+        raise ValueError(msg)
+    head = base64.b64decode(props.get("stinfer.map_head", ""), validate=True)
+    return {"map_traits": MapTraits(halo_cells, (offset_px[0], offset_px[1]), head), "map_refusal": ""}
 
 
 @dataclass(frozen=True)
@@ -103,14 +166,17 @@ class BankSettings:
     dataset : what was packed, for example ``her2st``
     backbone : as in the model's card
     model_sha256 : of the ONNX file that made the embeddings
-    pooling : ``patch``: one patch per spot
-    fov_um : side of the square around a spot that is embedded
-    patch_px : side it is resampled to
+    pooling : ``patch``: one patch per spot is encoded; ``map``: the slide is encoded once, and a spot's
+        embedding is the mean of the cells in its windows
+    fov_um : sides (of a disc: diameters) of the windows around a spot that are embedded, ascending; one
+        with ``patch``
+    window : ``square`` or ``disc``
+    um_per_px : scale at which the backbone sees the tissue
     pitch_um : distance of neighboring spots
     spot_diameter_um : width of a spot
     normalization : ``log1p_cp10k``
     gene_join : ``union`` or ``intersection`` of the sections' genes
-    metric : what the affine map of the embeddings is, ``none`` or ``standardize``
+    metric : what the affine map of the embeddings is, ``none``, ``standardize`` or ``pca``
     distance : ``cosine`` or ``euclidean``
     k : neighbors to average
     weighting : ``uniform``, ``inverse`` or ``softmax``
@@ -129,9 +195,10 @@ class BankSettings:
     dataset: str
     backbone: str
     model_sha256: str
-    pooling: str
-    fov_um: float
-    patch_px: int
+    pooling: Pooling
+    fov_um: tuple[float, ...]
+    window: WindowShape
+    um_per_px: float
     pitch_um: float
     spot_diameter_um: float
     normalization: str
@@ -149,12 +216,31 @@ class BankSettings:
     annoy_recall: float
     software: str
 
-    def to_scalars(self) -> dict[str, str | int | float]:
-        """Return the settings with the format version, ready to be written."""
-        return {"format_version": BANK_FORMAT_VERSION, "kind": "bank", **asdict(self)}
+    def to_mapping(self, version: int = BANK_FORMAT_VERSION) -> dict[str, Any]:
+        """Return the settings with the format version, as they are written and hashed.
+
+        Parameters
+        ----------
+        version : 2, or 1 for a bank that was written as such
+        """
+        values = {"format_version": version, "kind": "bank", **asdict(self), "fov_um": list(self.fov_um)}
+        if version == 1:
+            del values["window"], values["um_per_px"]
+            values["fov_um"] = self.fov_um[0]
+            values["patch_px"] = self.patch_px
+        return values
+
+    def to_uns(self) -> dict[str, Any]:
+        """Return the settings with the format version, as a mapping of `uns` is written."""
+        return {**self.to_mapping(), "fov_um": np.asarray(self.fov_um, dtype=np.float64)}
+
+    @property
+    def patch_px(self) -> int:
+        """Side of a patch, with ``patch``."""
+        return round(self.fov_um[0] / self.um_per_px)
 
     @classmethod
-    def from_scalars(cls, scalars: Mapping[str, Any]) -> BankSettings:
+    def from_mapping(cls, mapping: Mapping[str, Any]) -> BankSettings:
         """Read settings, checking each one's type and range.
 
         Raises
@@ -164,9 +250,14 @@ class BankSettings:
         ValueError
             A setting is of the wrong type or not one of the allowed.
         """
+        if mapping["format_version"] == 1:
+            mapping = _upgraded(mapping)
         values: dict[str, Any] = {}
         for field in fields(cls):
-            value = scalars[field.name]
+            value = mapping[field.name]
+            if field.name == "fov_um":
+                values[field.name] = _read_windows(value)
+                continue
             kind = {"int": int, "float": float}.get(str(field.type), str)
             if kind is float and isinstance(value, int):
                 value = float(value)
@@ -174,31 +265,66 @@ class BankSettings:
                 msg = f"{field.name} is {value!r}, expected {kind.__name__}"
                 raise ValueError(msg)
             values[field.name] = value
-        for name, allowed in _ALLOWED.items():
-            if values[name] not in allowed:
-                msg = f"{name} is {values[name]!r}, expected one of {', '.join(allowed)}"
-                raise ValueError(msg)
-        for name, largest in _LARGEST.items():
-            if not 0 < values[name] <= largest:
-                msg = f"{name} is {values[name]}, expected above 0 and at most {largest:g}"
-                raise ValueError(msg)
-        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", values["backbone"]):
-            msg = (
-                f"backbone is {values['backbone']!r}, expected letters, digits, dots, dashes and underscores"
-            )
-            raise ValueError(msg)
-        if not 0 <= values["annoy_search_k"] < 2**31:
-            msg = f"annoy_search_k is {values['annoy_search_k']}, expected 0 to 2^31"
-            raise ValueError(msg)
-        if not 0 <= values["annoy_recall"] <= 1:
-            msg = f"annoy_recall is {values['annoy_recall']}, expected 0 to 1"
-            raise ValueError(msg)
+        _check_settings(values)
         return cls(**values)
 
 
+def _upgraded(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """Say in the words of version 2 what a bank of version 1 says."""
+    fov_um, patch_px = float(mapping["fov_um"]), int(mapping["patch_px"])
+    if not 0 < patch_px <= _LARGEST_PATCH_PX:
+        msg = f"patch_px is {patch_px}, expected above 0 and at most {_LARGEST_PATCH_PX}"
+        raise ValueError(msg)
+    return {**mapping, "fov_um": [fov_um], "window": "square", "um_per_px": fov_um / patch_px}
+
+
+def _read_windows(value: Any) -> tuple[float, ...]:
+    try:
+        sides_um = tuple(float(side) for side in value)
+    except TypeError as error:
+        msg = f"fov_um is {value!r}, expected an array"
+        raise ValueError(msg) from error
+    if not 1 <= len(sides_um) <= MAX_WINDOWS:
+        msg = f"fov_um has {len(sides_um)} windows, expected 1 to {MAX_WINDOWS}"
+        raise ValueError(msg)
+    ascending = all(a < b for a, b in pairwise(sides_um))
+    if not ascending or not all(0 < side <= MAX_FOV_UM for side in sides_um):
+        msg = f"fov_um is {sides_um}, expected ascending, above 0 and at most {MAX_FOV_UM:g}"
+        raise ValueError(msg)
+    return sides_um
+
+
+def _check_settings(values: Mapping[str, Any]) -> None:
+    for name, allowed in _ALLOWED.items():
+        if values[name] not in allowed:
+            msg = f"{name} is {values[name]!r}, expected one of {', '.join(allowed)}"
+            raise ValueError(msg)
+    for name, largest in _LARGEST.items():
+        if not 0 < values[name] <= largest:
+            msg = f"{name} is {values[name]}, expected above 0 and at most {largest:g}"
+            raise ValueError(msg)
+    if values["pooling"] == "patch" and (len(values["fov_um"]) != 1 or values["window"] != "square"):
+        msg = f"a bank of patches has windows {values['fov_um']}, {values['window']}, expected one square"
+        raise ValueError(msg)
+    if not values["fov_um"][-1] / values["um_per_px"] <= _LARGEST_PATCH_PX * MAX_WINDOWS:
+        msg = f"fov_um is {values['fov_um']} at {values['um_per_px']} µm per pixel: too many pixels"
+        raise ValueError(msg)
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", values["backbone"]):
+        msg = f"backbone is {values['backbone']!r}, expected letters, digits, dots, dashes and underscores"
+        raise ValueError(msg)
+    if not 0 <= values["annoy_search_k"] < 2**31:
+        msg = f"annoy_search_k is {values['annoy_search_k']}, expected 0 to 2^31"
+        raise ValueError(msg)
+    if not 0 <= values["annoy_recall"] <= 1:
+        msg = f"annoy_recall is {values['annoy_recall']}, expected 0 to 1"
+        raise ValueError(msg)
+
+
+MAX_WINDOWS = 8
+MAX_FOV_UM = 10_000.0
+_LARGEST_PATCH_PX = 4096
 _LARGEST = {
-    "fov_um": 10_000,
-    "patch_px": 4096,
+    "um_per_px": MPP_MAX_UM,
     "pitch_um": 1e6,
     "spot_diameter_um": 1e6,
     "k": 1e6,
@@ -206,10 +332,11 @@ _LARGEST = {
     "temperature": 1e6,
 }
 _ALLOWED = {
-    "pooling": ("patch",),
+    "pooling": ("patch", "map"),
+    "window": ("square", "disc"),
     "normalization": ("log1p_cp10k",),
     "gene_join": ("union", "intersection"),
-    "metric": ("none", "standardize"),
+    "metric": ("none", "standardize", "pca"),
     "distance": ("cosine", "euclidean"),
     "weighting": ("uniform", "inverse", "softmax"),
 }

@@ -1,37 +1,156 @@
-"""From places to embeddings: what a bank's references and a query's spots both go through."""
+"""From places to embeddings: what a bank's references and a query's spots both go through.
+
+Two ways, a property of the bank: a patch around each place is encoded (``patch``), or the slide is
+encoded once as a map, and a place's embedding is the mean of the cells in its windows (``map``).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
 
 from stinfer.bank import Bank
-from stinfer.contract import F32, F64
+from stinfer.contract import F32, F64, I64, BankSettings, Bool, Pooling, WindowShape
 from stinfer.encoder import Device, Encoder
-from stinfer.errors import ModelFormatError
+from stinfer.errors import ModelFormatError, SettingError
+from stinfer.feature_map import CellSource, Progress, WindowPlan, map_traits, plan_windows
 from stinfer.patches import iter_patches
 from stinfer.slide import Slide
+from stinfer.windows import WindowPooler
 
 
-def iter_embeddings(
-    slide: Slide, centers_l0: F64, encoder: Encoder, fov_um: float, patch_px: int, batch_size: int
-) -> Iterator[F32]:
-    """Embed places in the order given.
+@dataclass(frozen=True)
+class FieldOfView:
+    """What a place's embedding looks at, and how.
+
+    Parameters
+    ----------
+    pooling, sides_um, window, um_per_px : as `BankSettings` has them
+    """
+
+    pooling: Pooling
+    sides_um: tuple[float, ...]
+    window: WindowShape
+    um_per_px: float
+
+    @classmethod
+    def of(cls, settings: BankSettings) -> FieldOfView:
+        """Take it from a bank's settings."""
+        return cls(settings.pooling, settings.fov_um, settings.window, settings.um_per_px)
+
+    def plan(self, centers: F64, cell_um: float, tissue: F32) -> WindowPlan:
+        """Find what places need of a map: (n, 2) in units of cells, (n_rows, n_columns) tissue."""
+        sides = tuple(side_um / cell_um for side_um in self.sides_um)
+        return plan_windows(centers, sides, self.window, tissue)
+
+
+def iter_patch_embeddings(
+    slide: Slide,
+    centers_l0: F64,
+    encoder: Encoder,
+    view: FieldOfView,
+    batch_size: int,
+    progress: Progress | None,
+) -> Iterator[tuple[I64, F32]]:
+    """Encode a patch around each place.
 
     Parameters
     ----------
     slide : open slide
     centers_l0 : (n, 2), level-0 px
     encoder : the backbone
-    fov_um : side of the square around each place
-    patch_px : side it is resampled to
+    view : with ``patch``
     batch_size : patches encoded at a time
+    progress : called with the patches done and their number
 
     Yields
     ------
-    (n_batch, dim), as the backbone gives them, before the metric
+    places : (n_batch,), in the order given
+    embeddings : (n_batch, dim), before projection and metric
     """
-    for pixels in iter_patches(slide, centers_l0, fov_um, patch_px, batch_size):
-        yield encoder.embed(pixels)
+    done, total = 0, len(centers_l0)
+    if progress is not None:
+        progress(0, total, "patches")
+    patch_px = encoder.card.input_size_px
+    for pixels in iter_patches(slide, centers_l0, view.sides_um[0], patch_px, batch_size):
+        yield np.arange(done, done + len(pixels)), encoder.embed(pixels)
+        done += len(pixels)
+        if progress is not None:
+            progress(done, total, "patches")
+
+
+def iter_map_embeddings(
+    source: CellSource, plan: WindowPlan, needed: Bool, encoder: Encoder, progress: Progress | None
+) -> Iterator[tuple[I64, F32]]:
+    """Read the places' embeddings from a map, as its bands come.
+
+    Parameters
+    ----------
+    source : of the cells
+    plan : of the places on the source's lattice
+    needed : (n_rows, n_columns), cells to ask for; those of the plan, or more
+    encoder : the backbone; it turns means into embeddings
+    progress : called with the regions done and their number
+
+    Yields
+    ------
+    places : (n_batch,), from top to bottom
+    embeddings : (n_batch, n_windows * dim of a window), windows one after the other
+    """
+    everywhere = np.ones_like(plan.tissue)
+    poolers = []
+    for weights, places in ((plan.tissue, ~plan.by_area), (everywhere, plan.by_area)):
+        chosen = np.flatnonzero(places)
+        if chosen.size:
+            n_rows, n_columns = weights.shape
+            pooler = WindowPooler(
+                plan.centers[chosen], plan.sides, plan.shape, n_rows=n_rows, n_columns=n_columns
+            )
+            poolers.append((pooler, weights, chosen))
+    for band in source.iter_bands(needed, progress):
+        rows = slice(band.first_row, band.first_row + len(band.features))
+        for pooler, weights, chosen in poolers:
+            for found, means in pooler.feed(band.first_row, band.features, weights[rows]):
+                yield chosen[found], _concatenated(encoder, means)
+    for pooler, _, chosen in poolers:
+        for found, means in pooler.finish():
+            yield chosen[found], _concatenated(encoder, means)
+
+
+def _concatenated(encoder: Encoder, means: F32) -> F32:
+    n_places, n_windows, n_channels = means.shape
+    windows = encoder.from_means(means.reshape(n_places * n_windows, n_channels))
+    return windows.reshape(n_places, -1)
+
+
+def check_view(view: FieldOfView, encoder: Encoder, projection: F32 | None) -> int:
+    """Check that a backbone can embed so, and return the embedding's length.
+
+    Parameters
+    ----------
+    view : what is looked at
+    encoder : the backbone
+    projection : (channels, n) of the bank, or None
+
+    Returns
+    -------
+    length of the embedding after the projection, before the metric
+
+    Raises
+    ------
+    SettingError
+        The backbone has no map, or its map is not to be projected.
+    """
+    n_windows, dim = len(view.sides_um), encoder.card.dim
+    if view.pooling == "map":
+        head = map_traits(encoder).head
+        dim = encoder.window_dim
+        if head and projection is not None:
+            what = f"a projection before pooling is not possible with {encoder.card.backbone}"
+            raise SettingError(what, "its embeddings are not linear in the cells; use another --metric")
+    return n_windows * (dim if projection is None else projection.shape[1])
 
 
 def open_encoder(bank: Bank, *, device: Device, threads: int | None) -> Encoder:
@@ -44,17 +163,23 @@ def open_encoder(bank: Bank, *, device: Device, threads: int | None) -> Encoder:
     BankFormatError
         The model was left out of the bank and is not beside it.
     """
-    source = f"of bank {bank.path}"
-    encoder = Encoder(bank.model(), source, device=device, threads=threads)
-    if encoder.sha256 != bank.settings.model_sha256:
-        cause = f"its SHA-256 is not the {bank.settings.model_sha256} that made the bank's embeddings"
+    source, settings = f"of bank {bank.path}", bank.settings
+    encoder = Encoder(bank.model(), source, pooling=settings.pooling, device=device, threads=threads)
+    if encoder.sha256 != settings.model_sha256:
+        cause = f"its SHA-256 is not the {settings.model_sha256} that made the bank's embeddings"
         raise ModelFormatError(source, cause)
-    if encoder.card.input_size_px != bank.settings.patch_px:
-        cause = f"it takes {encoder.card.input_size_px} px, the bank was made with {bank.settings.patch_px}"
+    if settings.pooling == "patch" and encoder.card.input_size_px != settings.patch_px:
+        cause = f"it takes {encoder.card.input_size_px} px, the bank was made with {settings.patch_px}"
         raise ModelFormatError(source, cause)
-    if encoder.card.dim != len(bank.metric.mean):
-        cause = (
-            f"its embeddings have dim {encoder.card.dim}, the bank's metric expects {len(bank.metric.mean)}"
-        )
+    try:
+        dim = check_view(FieldOfView.of(settings), encoder, bank.projection)
+    except SettingError as error:
+        raise ModelFormatError(source, error.what) from error
+    seen = encoder.window_dim if settings.pooling == "map" else encoder.card.dim
+    if bank.projection is not None and len(bank.projection) != seen:
+        cause = f"its cells have {seen} channels, the bank's projection expects {len(bank.projection)}"
+        raise ModelFormatError(source, cause)
+    if dim != len(bank.metric.mean):
+        cause = f"its embeddings have dim {dim}, the bank's metric expects {len(bank.metric.mean)}"
         raise ModelFormatError(source, cause)
     return encoder

@@ -8,7 +8,17 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from stinfer.contract import F32, MODEL_EMBEDDING, MODEL_INPUT, U8, ModelCard
+from stinfer.contract import (
+    F32,
+    HEAD_INPUT,
+    MODEL_EMBEDDING,
+    MODEL_FEATURES,
+    MODEL_INPUT,
+    U8,
+    AnyArray,
+    ModelCard,
+    Pooling,
+)
 from stinfer.errors import (
     ModelFormatError,
     ProviderUnavailableError,
@@ -18,7 +28,7 @@ from stinfer.errors import (
     first_line,
 )
 from stinfer.onnx_guard import find_forbidden
-from stinfer.onnx_runtime import ORT_ERRORS, ort
+from stinfer.onnx_runtime import ORT_ERRORS, SHARED_MEMORY, ort
 
 Device = Literal["auto", "cpu", "cuda"]
 _CPU = "CPUExecutionProvider"
@@ -32,6 +42,7 @@ class Encoder:
     ----------
     model : bytes of the ONNX file
     source : where they come from, for messages
+    pooling : what it will encode: with ``map`` large regions, for which memory is kept more tightly
     device : ``cuda`` insists, ``auto`` takes CUDA where it works
     threads : cores to use; by default those this process may use
 
@@ -55,7 +66,13 @@ class Encoder:
     """
 
     def __init__(
-        self, model: bytes, source: str, *, device: Device = "auto", threads: int | None = None
+        self,
+        model: bytes,
+        source: str,
+        *,
+        pooling: Pooling = "patch",
+        device: Device = "auto",
+        threads: int | None = None,
     ) -> None:
         check_choice("device", device, get_args(Device))
         self.sha256 = hashlib.sha256(model).hexdigest()
@@ -66,7 +83,8 @@ class Encoder:
             cause = f"this ONNX Runtime has only {', '.join(installed)}"
             raise ProviderUnavailableError(cause)
         wanted = [_CUDA, _CPU] if device != "cpu" and _CUDA in installed else [_CPU]
-        self._session = _load(model, source, wanted, threads or cores_allowed())
+        threads = threads or cores_allowed()
+        self._session = _load(model, source, wanted, threads, large=pooling == "map")
         # ONNX Runtime falls back to the CPU without an error: what counts is what the session has.
         self.provider = str(self._session.get_providers()[0])
         if wanted[0] == _CUDA and self.provider != _CUDA:
@@ -75,6 +93,9 @@ class Encoder:
                 raise ProviderUnavailableError(cause)
             self.fallback = cause
         self.card = _read_card(self._session, source)
+        self._head: ort.InferenceSession | None = None
+        if self.card.map_traits is not None and self.card.map_traits.head:
+            self._head = _load(self.card.map_traits.head, f"{source}, its head", [_CPU], threads)
 
     def embed(self, pixels: U8) -> F32:
         """Encode a batch of patches.
@@ -92,17 +113,69 @@ class Encoder:
         ModelFormatError
             The model refuses patches of this size or gives what is no embedding.
         """
-        try:
-            (found,) = self._session.run([MODEL_EMBEDDING], {MODEL_INPUT: pixels})
-        except ORT_ERRORS as error:
-            raise _encoding_error(self._source, error, pixels) from error
-        embedding = np.asarray(found, dtype=np.float32)
-        if embedding.shape != (len(pixels), self.card.dim):
-            cause = f"its embedding has shape {embedding.shape}, its card says dim {self.card.dim}"
+        found = self._run(self._session, MODEL_EMBEDDING, {MODEL_INPUT: pixels}, "embedding")
+        if found.shape != (len(pixels), self.card.dim):
+            cause = f"its embedding has shape {found.shape}, its card says dim {self.card.dim}"
             raise ModelFormatError(self._source, cause)
-        if not np.isfinite(embedding).all():
-            raise ModelFormatError(self._source, "its embedding is not finite")
-        return embedding
+        return found
+
+    def features(self, pixels: U8) -> F32:
+        """Encode regions, cell by cell.
+
+        Parameters
+        ----------
+        pixels : (n, height, width, 3) uint8 RGB, sides multiples of the card's `stride`
+
+        Returns
+        -------
+        (n, channels, height / stride, width / stride), finite
+
+        Raises
+        ------
+        ModelFormatError
+            The model has no such output, refuses regions of this size or gives no map of cells.
+        """
+        found = self._run(self._session, MODEL_FEATURES, {MODEL_INPUT: pixels}, "map")
+        n, height, width, _ = pixels.shape
+        expected = (n, self.card.channels, height // self.card.stride, width // self.card.stride)
+        if found.shape != expected:
+            cause = f"its map has shape {found.shape}, its card says {expected}"
+            raise ModelFormatError(self._source, cause)
+        return found
+
+    def from_means(self, means: F32) -> F32:
+        """Turn means of cells over windows into the windows' embeddings.
+
+        Parameters
+        ----------
+        means : (n, channels)
+
+        Returns
+        -------
+        (n, dim) where the model has a head, as `stain_texture` has; else the means themselves
+        """
+        if self._head is None:
+            return means
+        found = self._run(self._head, MODEL_EMBEDDING, {HEAD_INPUT: means}, "embedding")
+        if found.shape != (len(means), self.card.dim):
+            cause = f"its head gives shape {found.shape}, its card says dim {self.card.dim}"
+            raise ModelFormatError(self._source, cause)
+        return found
+
+    @property
+    def window_dim(self) -> int:
+        """Length of a window's embedding."""
+        return self.card.channels if self._head is None else self.card.dim
+
+    def _run(self, session: ort.InferenceSession, output: str, inputs: dict[str, AnyArray], what: str) -> F32:
+        try:
+            (found,) = session.run([output], inputs)
+        except ORT_ERRORS as error:
+            raise _encoding_error(self._source, error, next(iter(inputs.values()))) from error
+        values = np.asarray(found, dtype=np.float32)
+        if not np.isfinite(values).all():
+            raise ModelFormatError(self._source, f"its {what} is not finite")
+        return values
 
 
 def cores_allowed() -> int:
@@ -112,7 +185,9 @@ def cores_allowed() -> int:
     return os.cpu_count() or 1
 
 
-def _load(model: bytes, source: str, providers: list[str], threads: int) -> ort.InferenceSession:
+def _load(
+    model: bytes, source: str, providers: list[str], threads: int, *, large: bool = False
+) -> ort.InferenceSession:
     try:
         forbidden = find_forbidden(model)
     except ValueError as error:
@@ -122,6 +197,12 @@ def _load(model: bytes, source: str, providers: list[str], threads: int) -> ort.
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # its fallbacks are checked and reported by us
+    if large:
+        # Regions differ in size: a plan of memory for each size would double what is held.
+        options.enable_mem_pattern = False
+        options.add_session_config_entry(SHARED_MEMORY, "1")
+        # Threads that wait busily for the next region keep the cores from what averages cells meanwhile.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # Else bytes that begin as ONNX Runtime's own format are loaded as that, unseen by the guard.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     try:
@@ -152,10 +233,10 @@ def _read_card(session: ort.InferenceSession, source: str) -> ModelCard:
     return card
 
 
-def _encoding_error(source: str, error: Exception, pixels: U8) -> StInferError:
+def _encoding_error(source: str, error: Exception, given: AnyArray) -> StInferError:
     """Tell a machine that is too small from a model that is wrong."""
     if "allocat" in str(error).lower() and "memory" in str(error).lower():
-        n, height, width, _ = pixels.shape
-        what = f"{n} patches of {width} x {height} px do not fit in memory at once"
-        return SettingError(what, "give a smaller --batch-size")
-    return ModelFormatError(source, f"it cannot encode patches: {first_line(error)}")
+        size = " x ".join(str(side) for side in given.shape[:-1])
+        what = f"a batch of {size} px does not fit in memory"
+        return SettingError(what, "give a smaller --batch-size, or free memory")
+    return ModelFormatError(source, f"it cannot encode pixels: {first_line(error)}")

@@ -23,6 +23,12 @@ library user catches the class, or the builtin it also is::
     │   ├── BankFormatError            (ValueError)   not a bank, or cut short
     │   ├── BankVersionError           (ValueError)   written by a newer program
     │   └── BankAlteredError           (ValueError)   a part does not match its hash
+    ├── MapError                       the saved feature map
+    │   ├── MapFormatError             (ValueError)   not a map, or cut short
+    │   ├── MapVersionError            (ValueError)   written by a newer program
+    │   ├── MapAlteredError            (ValueError)   a part does not match its hash
+    │   ├── MapForeignError            (ValueError)   made for another bank
+    │   └── MapTooSmallError           (ValueError)   it has no cells where they are needed
     ├── GeneUnknownError               (KeyError)
     ├── SettingError                   (ValueError)   an argument out of range
     ├── OutputError                    what is written
@@ -223,6 +229,60 @@ class BankAlteredError(BankError, ValueError):
         super().__init__(
             f"bank {path}: its {part} was altered or damaged ({cause})",
             "do not use it; copy it again from where it was built",
+        )
+
+
+class MapError(StInferError):
+    """The saved feature map cannot be used."""
+
+
+class MapFormatError(MapError, ValueError):
+    """The file is no map, is cut short, or lacks a part."""
+
+    def __init__(self, path: Path, cause: str) -> None:
+        super().__init__(
+            f"map {path}: {cause}",
+            "copy it again from where it was made, or make it again with stinfer-run SLIDE --save-map FILE",
+        )
+
+
+class MapVersionError(MapError, ValueError):
+    """The map is of a format this program does not know."""
+
+    def __init__(self, path: Path, found: int, known: int) -> None:
+        super().__init__(
+            f"map {path} has format version {found}; this program reads version {known}",
+            "install a newer stinfer" if found > known else "make it again with stinfer-run SLIDE --save-map",
+        )
+
+
+class MapAlteredError(MapError, ValueError):
+    """A part of the map is not what was written."""
+
+    def __init__(self, path: Path, part: str, cause: str) -> None:
+        super().__init__(
+            f"map {path}: its {part} was altered or damaged ({cause})",
+            "do not use it; copy it again, or make it again with stinfer-run SLIDE --save-map FILE",
+        )
+
+
+class MapForeignError(MapError, ValueError):
+    """The map's cells were not made as the bank's."""
+
+    def __init__(self, path: Path, bank: Path, cause: str) -> None:
+        super().__init__(
+            f"map {path} was not made for bank {bank}: {cause}",
+            "give the bank that it was made with, or predict from the slide itself",
+        )
+
+
+class MapTooSmallError(MapError, ValueError):
+    """Places lie where the map holds no cells."""
+
+    def __init__(self, path: Path, n_missing: int) -> None:
+        super().__init__(
+            f"map {path} holds tissue only, and {n_missing} cells that these places need are not in it",
+            "predict from the slide itself; with --save-map and the same --spots the new map holds them",
         )
 
 

@@ -165,8 +165,8 @@ def write_scalar(parent: h5py.Group, name: str, value: Scalar) -> None:
 
 
 def write_array(parent: h5py.Group, name: str, values: AnyArray) -> None:
-    """Write a numeric or boolean array; pictures, (height, width, 3), are compressed."""
-    compression = "gzip" if values.ndim == 3 else None
+    """Write a numeric or boolean array; pictures, (height, width, 3), and masks are compressed."""
+    compression = "gzip" if values.ndim == 3 or (values.ndim == 2 and values.dtype == np.bool_) else None
     _mark(parent.create_dataset(name, data=values, compression=compression), "array", "0.2.0")
 
 
@@ -228,8 +228,8 @@ def create_matrix(
     return dataset
 
 
-def read_array(group: h5py.Group, name: str) -> AnyArray:
-    """Read a whole array that lies in the file itself and is no larger than it.
+def read_array(group: h5py.Group, name: str, *, limit_bytes: int | None = None) -> AnyArray:
+    """Read a whole array that lies in the file itself and is no larger than it, or than a limit.
 
     A crafted file can point to other files, or declare terabytes that it does not hold.
 
@@ -238,20 +238,31 @@ def read_array(group: h5py.Group, name: str) -> AnyArray:
     KeyError
         There is no such array.
     ValueError
-        It is a group, its values lie elsewhere, or it is larger than the file.
+        It is a group, its values lie elsewhere, or it is too large.
     """
     dataset = group[name]
     if not isinstance(dataset, h5py.Dataset):
         msg = f"{dataset.name} is a group, expected an array"
         raise ValueError(msg)
+    refuse_outsized(dataset, limit_bytes)
+    values: AnyArray = np.asarray(dataset[...])
+    return values
+
+
+def refuse_outsized(dataset: h5py.Dataset, limit_bytes: int | None = None) -> None:
+    """Check that an array's values lie in its file, and are no more than that, or than a limit.
+
+    Raises
+    ------
+    ValueError
+        They are not.
+    """
     if dataset.external or dataset.is_virtual:
         msg = f"{dataset.name} lies in another file"
         raise ValueError(msg)
-    if dataset.nbytes > Path(group.file.filename).stat().st_size:
+    if dataset.nbytes > (limit_bytes or Path(dataset.file.filename).stat().st_size):
         msg = f"{dataset.name} declares more bytes than the file holds"
         raise ValueError(msg)
-    values: AnyArray = np.asarray(dataset[...])
-    return values
 
 
 def refuse_links(file: h5py.File) -> None:

@@ -30,6 +30,8 @@ def describe_bank(bank: Bank) -> str:
         if s.annoy_trees
         else "none: search is exact"
     )
+    sides = ", ".join(f"{side:g}" for side in s.fov_um)
+    how = {"patch": f"a patch of {s.patch_px} px", "map": f"{s.window} windows of a feature map"}[s.pooling]
     lines = {
         "bank": bank.path.name,
         "data set": f"{s.dataset}, patients {len(set(bank.patients))}, sections {len(counts)}",
@@ -41,7 +43,7 @@ def describe_bank(bank: Bank) -> str:
         if "model" in bank.hashes
         else f"left out: put {s.backbone}.onnx beside it",
         "embedding": f"{bank.embedding.shape[1]} numbers ({s.pooling}), metric {s.metric}, {s.distance}",
-        "field of view": f"{s.fov_um:g} µm as {s.patch_px} px ({s.fov_um / s.patch_px:.3f} µm per pixel)",
+        "field of view": f"{sides} µm, {how}, at {s.um_per_px:.3f} µm per pixel",
         "spots": f"{s.spot_diameter_um:g} µm wide, {s.pitch_um:g} µm apart",
         "neighbors": f"k {s.k}, weighting {s.weighting}, softmax temperature {s.temperature:.4g}",
         "annoy index": annoy,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -21,9 +22,14 @@ def hash_arrays(*arrays: AnyArray) -> str:
     digest = hashlib.sha256()
     for array in arrays:
         little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-        digest.update(f"{little.dtype.str}{little.shape}".encode())
+        digest.update(array_header(little.dtype, little.shape))
         digest.update(little.view(np.uint8).data if little.size else b"")
     return digest.hexdigest()
+
+
+def array_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    """Return what `hash_arrays` puts before an array's content, for arrays hashed piece by piece."""
+    return f"{dtype.newbyteorder('<').str}{shape}".encode()
 
 
 def hash_json(value: Mapping[str, object] | Sequence[object]) -> str:

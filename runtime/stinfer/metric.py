@@ -1,4 +1,8 @@
-"""The bank's metric: an affine map of embeddings, fitted when the bank is built."""
+"""The bank's metric: an affine map of embeddings, fitted when the bank is built.
+
+Its first, linear part may be a projection of each window's channels. It commutes with the averaging of
+cells, so a map holds projected cells alone.
+"""
 
 from __future__ import annotations
 
@@ -59,3 +63,71 @@ def standardizing_metric(embeddings: F32) -> AffineMetric:
     varies = deviation > 1e-6 * np.maximum(np.abs(mean), 1e-12)
     scale = np.where(varies, 1.0 / np.where(varies, deviation, 1.0), 0.0)
     return AffineMetric(mean.astype(np.float32), scale.astype(np.float32))
+
+
+def principal_projection(embeddings: F32, n_windows: int, n_components: int) -> F32:
+    """Fit the projection to the directions in which standardised embeddings vary most.
+
+    Every window's embeddings are centred on their own mean; channels are divided by their standard
+    deviation over all windows, those that do not vary left out. The directions are shared by the
+    windows, so that a cell needs to be projected once.
+
+    Parameters
+    ----------
+    embeddings : (n_refs, n_windows * channels), windows one after the other
+    n_windows : of them
+    n_components : how many directions to keep, at most
+
+    Returns
+    -------
+    (channels, n): standard deviations' inverse and directions in one
+
+    References
+    ----------
+    K. Pearson, "On lines and planes of closest fit to systems of points in space", Phil. Mag. 2 (1901)
+    559-572.
+    """
+    windows = embeddings.reshape(len(embeddings), n_windows, -1).astype(np.float64)
+    centered = (windows - windows.mean(axis=0)).reshape(len(embeddings) * n_windows, -1)
+    scale = standardizing_metric(windows.reshape(centered.shape).astype(np.float32)).components
+    covariance = np.cov((centered * scale).T, bias=True).reshape(len(scale), len(scale))
+    variance, directions = np.linalg.eigh(covariance)
+    order = np.argsort(-variance, kind="stable")[: min(n_components, max(len(embeddings) - 1, 1))]
+    chosen = directions[:, order]
+    # A direction and its opposite are the same: the largest entry is made positive.
+    largest = np.take_along_axis(chosen, np.abs(chosen).argmax(axis=0)[np.newaxis], axis=0)
+    return np.asarray(scale[:, np.newaxis] * chosen * np.sign(largest), dtype=np.float32)
+
+
+def project(embeddings: F32, projection: F32 | None) -> F32:
+    """Project each window of some embeddings.
+
+    Parameters
+    ----------
+    embeddings : (n, n_windows * channels)
+    projection : (channels, n_components), or None to leave them as they are
+
+    Returns
+    -------
+    (n, n_windows * n_components)
+    """
+    if projection is None:
+        return embeddings
+    windows = embeddings.reshape(-1, len(projection))
+    return np.asarray((windows @ projection).reshape(len(embeddings), -1), dtype=np.float32)
+
+
+def balancing_metric(projected: F32, n_windows: int) -> AffineMetric:
+    """Fit the metric that gives every window mean 0 and the same total variance.
+
+    Parameters
+    ----------
+    projected : (n_refs, n_windows * n_components)
+    n_windows : of them
+    """
+    exact = projected.astype(np.float64)
+    mean = exact.mean(axis=0)
+    total = exact.var(axis=0).reshape(n_windows, -1).sum(axis=1)
+    scale = np.where(total > 0, 1.0 / np.sqrt(np.where(total > 0, total, 1.0)), 0.0)
+    components = np.repeat(scale, projected.shape[1] // n_windows)
+    return AffineMetric(mean.astype(np.float32), components.astype(np.float32))

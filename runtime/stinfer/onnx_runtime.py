@@ -30,4 +30,18 @@ ORT_ERRORS: tuple[type[Exception], ...] = (
     _errors.RuntimeException,
 )
 
-__all__ = ["ORT_ERRORS", "ort"]
+# Memory that is kept from one region to the next: taken as needed, where ONNX Runtime's own stock doubles.
+SHARED_MEMORY = "session.use_env_allocators"
+ort.create_and_register_allocator(
+    ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT),
+    ort.OrtArenaCfg(
+        {
+            "arena_extend_strategy": 1,  # as requested
+            "initial_chunk_size_bytes": -1,
+            "max_dead_bytes_per_chunk": -1,
+            "max_mem": 0,
+        }
+    ),
+)
+
+__all__ = ["ORT_ERRORS", "SHARED_MEMORY", "ort"]

@@ -2,45 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 
 from stinfer.bank import Bank
-from stinfer.contract import F32, PREDICTION_FORMAT_VERSION, AnyArray
-from stinfer.embed import iter_embeddings, open_encoder
+from stinfer.contract import F32, I64
+from stinfer.embed import FieldOfView, iter_map_embeddings, iter_patch_embeddings, open_encoder
 from stinfer.encoder import Device, Encoder
 from stinfer.errors import SettingError, check_choice
-from stinfer.files import is_file, refuse_existing, refuse_same_file, sha256_file, written_together
+from stinfer.feature_map import CellSource, Progress, SlideCells, cell_um, tissue_on
+from stinfer.files import is_file, refuse_existing, refuse_same_file, written_together
 from stinfer.genes import ALL, select_genes
-from stinfer.geometry import extent_l0, outside_fraction
+from stinfer.map_file import MapFile, MapRecipe, writing_map
+from stinfer.metric import project
 from stinfer.neighbors import Search, SearchChoice, choose_search
-from stinfer.picture import GeneMap, draw_gene_map
+from stinfer.ome_tiff import import_tifffile, write_ome_tiff
+from stinfer.picture import draw_gene_map
 from stinfer.places import Places, places_from_file, places_on_grid
-from stinfer.predict import (
-    Weighting,
-    confidence_from_distance,
-    domain_distance,
-    expression_from_neighbors,
-    neighbor_weights,
+from stinfer.predict import Weighting, domain_distance, neighbor_weights
+from stinfer.prediction import (
+    NeighborFile,
+    Neighbors,
+    PredictionTable,
+    write_csv,
+    write_prediction,
 )
-from stinfer.prediction import Neighbors, PredictionTable, SlideImage, write_csv, write_prediction
-from stinfer.record import Notices, plain_name, software_versions
-from stinfer.slide import Slide, open_slide
+from stinfer.record import Notices
+from stinfer.report import domain_columns, gene_map, grid_image, notice_guesses, run_record, slide_image
+from stinfer.slide import Slide
+from stinfer.subject import Subject, open_subject
 
-Progress = Callable[[int, int], None]
-
-UNIT = "log1p CP10K"
 DEFAULT_BATCH_SIZE = 32
-# A spot is in-domain unless it is farther from its neighbors than 99 % of the held-out references.
-IN_DOMAIN_CONFIDENCE = 0.01
-# A given scale that differs more from what the slide says is told.
-MPP_TOLERANCE = 0.05
-HIRES_PX = 2000
-LOWRES_PX = 600
+# Channels of an OME-TIFF; viewers list them all.
+MAX_OME_GENES = 256
+MAP_SUFFIX = ".map.h5"
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class PredictionResult:
     path : the `.h5ad` file
     csv_path : the CSV file, if asked for
     png_paths : the pictures, in the order asked for
+    ome_tiff_path, map_path : the dense image and the slide's map, if asked for
     n_spots, n_genes : size of the prediction
     notices : what a user should know, as recorded in the file
     """
@@ -59,6 +60,8 @@ class PredictionResult:
     path: Path
     csv_path: Path | None
     png_paths: tuple[Path, ...]
+    ome_tiff_path: Path | None
+    map_path: Path | None
     n_spots: int
     n_genes: int
     notices: tuple[str, ...]
@@ -66,7 +69,9 @@ class PredictionResult:
 
 def default_output(slide: str | Path) -> Path:
     """Return where a slide's prediction goes unless told: the working folder, named after it."""
-    return Path(f"{Path(slide).stem}.stinfer.h5ad")
+    name = Path(slide).name
+    stem = name.removesuffix(MAP_SUFFIX) if name.endswith(MAP_SUFFIX) else Path(name).stem
+    return Path(f"{stem}.stinfer.h5ad")
 
 
 def predict_slide(
@@ -80,6 +85,8 @@ def predict_slide(
     genes: str | Sequence[str] = ALL,
     csv: str | Path | None = None,
     png: Sequence[str] = (),
+    ome_tiff: str | Path | None = None,
+    save_map: str | Path | None = None,
     device: Device = "auto",
     search: SearchChoice = "auto",
     k: int | None = None,
@@ -93,13 +100,14 @@ def predict_slide(
 
     1. Open the bank and check it; open the slide and settle its scale.
     2. Find the places: those of the spots file, else a grid over the tissue.
-    3. Cut a patch of the bank's field of view around each, encode it with the bank's own model.
+    3. Embed them with the bank's own model, in the bank's way: a patch around each is encoded, or the
+       tissue is encoded once as a map, or taken from a saved map, and read through windows.
     4. Find the nearest references and weigh them.
     5. Average their expression and write it, block by block.
 
     Parameters
     ----------
-    slide : whole-slide file or image
+    slide : whole-slide file or image, or a map that `save_map` wrote
     bank : reference bank
     out : prediction to write, by default ``<slide>.stinfer.h5ad`` in the working folder
     mpp : µm per level-0 pixel, where the slide does not say or is wrong
@@ -108,6 +116,8 @@ def predict_slide(
     genes : ``all``, names, or a file of names
     csv : table of spots x genes to write too
     png : genes to draw, as ``<out>.<gene>.png``
+    ome_tiff : image of the grid to write too, a channel per gene; not with `spots`
+    save_map : file to keep the slide's feature map in; only with a bank of maps
     device : ``auto``, ``cpu`` or ``cuda``
     search : ``auto``, ``exact`` or ``annoy``
     k : neighbors to average, by default the bank's
@@ -115,7 +125,7 @@ def predict_slide(
     batch_size : patches encoded at a time
     threads : cores to use, by default those allowed
     overwrite : replace existing outputs
-    progress : called with the patches done and their number
+    progress : called with what is done, how much there is, and of what: patches, regions or bands
 
     Raises
     ------
@@ -126,7 +136,9 @@ def predict_slide(
         _check_count(name, number)
     out = default_output(slide) if out is None else Path(out)
     png = list(dict.fromkeys([png] if isinstance(png, str) else png))
-    csv_path = None if csv is None else Path(csv)
+    csv_path, ome_path, map_path = (
+        None if path is None else Path(path) for path in (csv, ome_tiff, save_map)
+    )
     if spots is not None and pitch_um is not None:
         what = "--spots and --pitch-um contradict each other: the file says where to predict"
         raise SettingError(what, "give one of them")
@@ -135,7 +147,12 @@ def predict_slide(
     chosen = select_genes(genes, opened_bank.genes)
     drawn = [int(select_genes([gene], opened_bank.genes)[0]) for gene in png]
     png_paths = tuple(_picture_path(out, opened_bank.genes[position]) for position in drawn)
-    outputs = [path for path in (out, csv_path, *png_paths) if path is not None]
+    if ome_path is not None:
+        _check_ome_tiff(len(chosen), spots)
+    if map_path is not None and settings.pooling != "map":
+        what = f"--save-map: bank {opened_bank.path} encodes patches, and makes no map"
+        raise SettingError(what, "leave it out, or build the bank with --pooling map")
+    outputs = [path for path in (out, csv_path, ome_path, map_path, *png_paths) if path is not None]
     gene_list = genes if isinstance(genes, str) and is_file(Path(genes)) else None
     inputs = [Path(path) for path in (slide, bank, spots, gene_list) if path is not None]
     refuse_same_file(inputs, outputs)
@@ -148,48 +165,78 @@ def predict_slide(
     weighting = settings.weighting if weighting is None else weighting
     check_choice("weighting", weighting, get_args(Weighting))
     notices = Notices()
-    with open_slide(slide, mpp) as opened:
-        if spots is None:
-            places = places_on_grid(opened, settings.pitch_um if pitch_um is None else pitch_um)
-        else:
-            places = places_from_file(opened, spots, settings.spot_diameter_um)
+    with contextlib.ExitStack() as stack:
+        beside = stack.enter_context(written_together(outputs))
+        subject = stack.enter_context(open_subject(slide, mpp))
+        if isinstance(subject.source, MapFile):
+            subject.source.refuse_foreign(opened_bank)
+            if map_path is not None:
+                what = f"--save-map: {subject.path} is a map already"
+                raise SettingError(what, "leave it out")
         encoder = open_encoder(opened_bank, device=device, threads=threads)
+        if spots is None:
+            finest_um = (
+                cell_um(encoder, settings.um_per_px) if settings.pooling == "map" else max(subject.mpp)
+            )
+            pitch_um = settings.pitch_um if pitch_um is None else pitch_um
+            places = places_on_grid(subject, subject.tissue(), pitch_um, finest_um)
+        else:
+            places = places_from_file(subject, spots, settings.spot_diameter_um)
         searcher = choose_search(search, opened_bank)
-        _notice_guesses(notices, opened, places, opened_bank, encoder)
-        embeddings = iter_embeddings(
-            opened, places.centers_l0, encoder, settings.fov_um, settings.patch_px, batch_size
+        notice_guesses(notices, subject, places, opened_bank, encoder)
+        neighbors = stack.enter_context(NeighborFile(out.parent, len(places.names), k))
+        if settings.pooling == "map":
+            kept = None if map_path is None else beside[map_path]
+            embeddings = _map_embeddings(subject, places, opened_bank, encoder, kept, notices, progress)
+        else:
+            embeddings = iter_patch_embeddings(
+                _slide(subject),
+                places.centers_l0,
+                encoder,
+                FieldOfView.of(settings),
+                batch_size,
+                progress,
+            )
+            embeddings = ((spots_, project(raw, opened_bank.projection)) for spots_, raw in embeddings)
+        distance = _find_neighbors(embeddings, opened_bank, searcher, k, weighting, neighbors)
+        columns = domain_columns(distance, opened_bank, notices)
+        arguments = {
+            "k": k,
+            "weighting": weighting,
+            "search": searcher.name,
+            "recall": settings.annoy_recall if searcher.name == "annoy" else 1.0,
+            "device": device,
+            "provider": encoder.provider,
+            "batch_size": batch_size,
+        }
+        table = PredictionTable(
+            spots=places.names,
+            spot_columns={**places.columns, **columns},
+            spatial=places.centers_l0,
+            genes=tuple(opened_bank.genes[i] for i in chosen),
+            gene_columns={name: values[chosen] for name, values in opened_bank.gene_columns.items()},
+            image=slide_image(subject, places.mark_um),
+            record=run_record(subject, opened_bank, places, arguments, notices),
         )
-        neighbors, distance = _find_neighbors(
-            embeddings, opened_bank, searcher, k, weighting, len(places.names), progress
-        )
-        image = _slide_image(opened, places.mark_um)
-    domain_columns = _domain_columns(distance, opened_bank, notices)
-    arguments = {
-        "k": k,
-        "weighting": weighting,
-        "search": searcher.name,
-        "recall": settings.annoy_recall if searcher.name == "annoy" else 1.0,
-        "device": device,
-        "provider": encoder.provider,
-        "batch_size": batch_size,
-    }
-    table = PredictionTable(
-        spots=places.names,
-        spot_columns={**places.columns, **domain_columns},
-        spatial=places.centers_l0,
-        genes=tuple(opened_bank.genes[i] for i in chosen),
-        gene_columns={name: values[chosen] for name, values in opened_bank.gene_columns.items()},
-        image=image,
-        record=_record(opened, opened_bank, places, arguments, notices),
-    )
-    with written_together(outputs) as beside:
         for path, position in zip(png_paths, drawn, strict=True):
-            shown = _gene_map(position, opened_bank, neighbors, table, places, opened)
+            shown = gene_map(position, opened_bank, neighbors, table, places, subject)
             draw_gene_map(beside[path], shown)
         if csv_path is not None:
             write_csv(beside[csv_path], table, opened_bank.expression, chosen, neighbors)
+        if ome_path is not None:
+            image = grid_image(table.genes, chosen, opened_bank, neighbors, places, subject)
+            write_ome_tiff(beside[ome_path], image, slide_name=subject.name, bank_name=opened_bank.path.name)
         write_prediction(beside[out], table, opened_bank.expression, chosen, neighbors)
-    return PredictionResult(out, csv_path, png_paths, len(places.names), len(chosen), tuple(notices.texts))
+    return PredictionResult(
+        out,
+        csv_path,
+        png_paths,
+        ome_path,
+        map_path,
+        len(places.names),
+        len(chosen),
+        tuple(notices.texts),
+    )
 
 
 def _check_count(name: str, value: object) -> None:
@@ -198,141 +245,82 @@ def _check_count(name: str, value: object) -> None:
         raise SettingError(what, "give a whole number of at least 1")
 
 
+def _check_ome_tiff(n_genes: int, spots: str | Path | None) -> None:
+    if spots is not None:
+        what = "--ome-tiff is an image of a grid, and --spots gives places that are none"
+        raise SettingError(what, "leave out one of them")
+    if n_genes > MAX_OME_GENES:
+        what = f"--ome-tiff would have {n_genes} channels, more than {MAX_OME_GENES}"
+        raise SettingError(what, "choose genes with --genes")
+    import_tifffile()  # a missing package is told before the hour of encoding
+
+
+def _slide(subject: Subject) -> Slide:
+    if not isinstance(subject.source, Slide):
+        msg = "a map has no patches; refuse_foreign refuses it"
+        raise TypeError(msg)
+    return subject.source
+
+
+def _map_embeddings(
+    subject: Subject,
+    places: Places,
+    bank: Bank,
+    encoder: Encoder,
+    map_path: Path | None,
+    notices: Notices,
+    progress: Progress | None,
+) -> Iterator[tuple[I64, F32]]:
+    """Embed places through the windows of a map, and write the map if it is to be kept."""
+    settings = bank.settings
+    source: CellSource
+    if isinstance(subject.source, MapFile):
+        source, tissue = subject.source, subject.source.tissue
+    else:
+        source = SlideCells(_slide(subject), encoder, settings.um_per_px, bank.projection)
+        tissue = tissue_on(source.lattice, subject.tissue(), subject.mpp)
+    lattice = source.lattice
+    centers = lattice.to_cells(places.centers_l0, subject.mpp)
+    plan = FieldOfView.of(settings).plan(centers, lattice.cell_um, tissue)
+    if plan.by_area.any():
+        notices.add(
+            f"{int(plan.by_area.sum())} of {len(centers)} places have hardly any tissue in their window of "
+            f"{settings.fov_um[0]:g} µm; all that is in their windows is averaged, glass too"
+        )
+    if map_path is None:
+        yield from iter_map_embeddings(source, plan, plan.needed, encoder, progress)
+        return
+    held = plan.needed | (tissue > 0)
+    recipe = MapRecipe.of(bank)
+    with writing_map(map_path, source, held, tissue, subject.to_map(), recipe) as writer:
+        yield from iter_map_embeddings(writer, plan, held, encoder, progress)
+
+
 def _picture_path(out: Path, gene: str) -> Path:
     # A gene's name comes from a file: it must not lead out of the folder.
     safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in gene)
     return out.with_name(f"{out.name.removesuffix('.h5ad')}.{safe}.png")
 
 
-def _notice_guesses(notices: Notices, slide: Slide, places: Places, bank: Bank, encoder: Encoder) -> None:
-    settings = bank.settings
-    if encoder.fallback:
-        notices.add(f"running on the CPU: {encoder.fallback}")
-    if slide.said_mpp is not None and any(
-        abs(said / used - 1) > MPP_TOLERANCE for said, used in zip(slide.said_mpp, slide.mpp, strict=True)
-    ):
-        notices.add(
-            f"the slide says {slide.said_mpp[0]:g} µm per pixel; --mpp {slide.mpp[0]:g} is used instead"
-        )
-    wanted_um = settings.fov_um / settings.patch_px
-    if max(slide.mpp) > 1.5 * wanted_um:
-        notices.add(
-            f"the slide has {max(slide.mpp):g} µm per pixel, the bank was made at {wanted_um:.3g}: "
-            "patches are enlarged and lack detail"
-        )
-    extent = extent_l0(settings.fov_um, slide.mpp)
-    n_padded = int((outside_fraction(places.centers_l0, extent, slide.size_l0) > 0).sum())
-    if n_padded:
-        notices.add(
-            f"{n_padded} of {len(places.names)} patches reach beyond the image and are filled up with white"
-        )
-    if places.record.get("n_left_out_by_file"):
-        n_left_out = places.record["n_left_out_by_file"]
-        notices.add(f"{n_left_out} spots that their file marks as not on tissue are left out")
-
-
 def _find_neighbors(
-    embeddings: Iterator[F32],
+    embeddings: Iterator[tuple[I64, F32]],
     bank: Bank,
     searcher: Search,
     k: int,
     weighting: Weighting,
-    n_spots: int,
-    progress: Progress | None,
-) -> tuple[Neighbors, F32]:
-    """Apply the metric, search and weigh, batch by batch.
+    neighbors: NeighborFile,
+) -> F32:
+    """Apply the metric, search and weigh, batch by batch, and keep the neighbors.
 
     Returns
     -------
-    neighbors : of all spots
-    distance : (n_spots,), see `domain_distance`
+    (n_spots,), see `domain_distance`
     """
     settings = bank.settings
-    indices = np.empty((n_spots, k), dtype=np.int64)
-    weights = np.empty((n_spots, k), dtype=np.float32)
-    distance = np.empty(n_spots, dtype=np.float32)
-    if progress is not None:
-        progress(0, n_spots)
-    done = 0
-    for batch in embeddings:
-        part = slice(done, done + len(batch))
-        near, found = searcher.query(bank.metric.apply(batch), max(k, settings.domain_k))
-        indices[part] = found[:, :k]
-        weights[part] = neighbor_weights(near[:, :k], weighting, settings.temperature)
-        distance[part] = domain_distance(near, settings.domain_k)
-        done += len(batch)
-        if progress is not None:
-            progress(done, n_spots)
-    return Neighbors(indices, weights), distance
-
-
-def _domain_columns(distance: F32, bank: Bank, notices: Notices) -> dict[str, AnyArray]:
-    confidence = confidence_from_distance(distance, bank.distance_quantiles)
-    in_domain = confidence > IN_DOMAIN_CONFIDENCE
-    if not in_domain.all():
-        notices.add(
-            f"{int((~in_domain).sum())} of {len(in_domain)} spots look unlike anything in the bank "
-            "(in_domain is false): do not rely on them"
-        )
-    return {"neighbor_distance": distance, "confidence": confidence, "in_domain": in_domain}
-
-
-def _slide_image(slide: Slide, mark_um: float) -> SlideImage:
-    hires, lowres = slide.thumbnail(HIRES_PX), slide.thumbnail(LOWRES_PX)
-    return SlideImage(
-        name=plain_name(slide.path.stem),
-        hires=hires,
-        lowres=lowres,
-        hires_scale=hires.shape[1] / slide.size_l0[0],
-        lowres_scale=lowres.shape[1] / slide.size_l0[0],
-        spot_diameter_l0=extent_l0(mark_um, slide.mpp)[0],
-    )
-
-
-def _gene_map(
-    position: int, bank: Bank, neighbors: Neighbors, table: PredictionTable, places: Places, slide: Slide
-) -> GeneMap:
-    column = bank.expression.columns(np.asarray([position]))
-    values = expression_from_neighbors(neighbors.weights, neighbors.indices, column)[:, 0]
-    return GeneMap(
-        gene=bank.genes[position],
-        unit=UNIT,
-        values=values,
-        spatial=table.spatial,
-        mark_l0=extent_l0(places.mark_um, slide.mpp),
-        square=places.square,
-        thumbnail=table.image.hires,
-        scale=table.image.hires_scale,
-        um_per_px=slide.mpp[0] / table.image.hires_scale,
-    )
-
-
-def _record(
-    slide: Slide, bank: Bank, places: Places, arguments: dict[str, Any], notices: Notices
-) -> dict[str, Any]:
-    """Return the whole record; `reference_bank/FORMAT.md` describes it."""
-    return {
-        "format_version": PREDICTION_FORMAT_VERSION,
-        "kind": "prediction",
-        "unit": UNIT,
-        "slide": {
-            "name": plain_name(slide.path.name),
-            # A slide that is a folder of files has no one hash.
-            "sha256": sha256_file(slide.path) if slide.path.is_file() else "",
-            "width_px": slide.size_l0[0],
-            "height_px": slide.size_l0[1],
-            "mpp_x_um": slide.mpp[0],
-            "mpp_y_um": slide.mpp[1],
-            "mpp_source": slide.mpp_source,
-        },
-        "bank": {
-            "name": plain_name(bank.path.name),
-            "sha256": sha256_file(bank.path),
-            "n_references": bank.n_refs,
-            **bank.settings.to_scalars(),
-        },
-        "run": arguments,
-        "places": places.record,
-        "notices": list(notices.texts),
-        "software": software_versions(),
-    }
+    distance = np.empty(len(neighbors), dtype=np.float32)
+    for spots, projected in embeddings:
+        near, found = searcher.query(bank.metric.apply(projected), max(k, settings.domain_k))
+        weights = neighbor_weights(near[:, :k], weighting, settings.temperature)
+        neighbors.write(spots, Neighbors(found[:, :k], weights))
+        distance[spots] = domain_distance(near, settings.domain_k)
+    return distance

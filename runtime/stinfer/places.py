@@ -13,9 +13,9 @@ from stinfer.contract import F64, AnyArray
 from stinfer.errors import NoTissueError, SettingError
 from stinfer.geometry import extent_l0, grid_centers
 from stinfer.record import plain_name
-from stinfer.slide import Slide
+from stinfer.slide import SlideLike
 from stinfer.spots import read_spots
-from stinfer.tissue import find_tissue
+from stinfer.tissue import TissueMask
 
 # A grid point is predicted where at least this part of its square is tissue.
 MIN_TISSUE_FRACTION = 0.5
@@ -45,7 +45,7 @@ class Places:
     record: dict[str, Any]
 
 
-def places_from_file(slide: Slide, path: str | Path, spot_diameter_um: float) -> Places:
+def places_from_file(slide: SlideLike, path: str | Path, spot_diameter_um: float) -> Places:
     """Take the places of a spots file; see `stinfer.spots.read_spots` for forms and errors."""
     spots = read_spots(path, slide.size_l0)
     record = {
@@ -57,22 +57,27 @@ def places_from_file(slide: Slide, path: str | Path, spot_diameter_um: float) ->
     return Places(spots.names, spots.centers_l0, spot_diameter_um, square=False, columns={}, record=record)
 
 
-def places_on_grid(slide: Slide, pitch_um: float) -> Places:
+def places_on_grid(slide: SlideLike, tissue: TissueMask, pitch_um: float, finest_um: float) -> Places:
     """Lay a grid over the slide's tissue.
+
+    Parameters
+    ----------
+    slide : the slide, or its saved map
+    tissue : where its tissue is
+    pitch_um : distance of the grid's points
+    finest_um : the smallest pitch that shows more than a larger one
 
     Raises
     ------
     NoTissueError
         No point of the grid lies on tissue.
     SettingError
-        The pitch is finer than the slide's pixels.
+        The pitch is too fine.
     """
-    if not max(slide.mpp) <= pitch_um < math.inf:
-        what = (
-            f"--pitch-um {pitch_um:g} is finer than the slide's pixels of {max(slide.mpp):g} µm, or no number"
-        )
-        raise SettingError(what, "give a larger pitch")
-    tissue = find_tissue(slide)
+    # A hair finer is what rounding makes of a cell's side.
+    if not finest_um * (1 - 1e-6) <= pitch_um < math.inf:
+        what = f"--pitch-um {pitch_um:g} is finer than the {finest_um:g} µm that can be told apart, or none"
+        raise SettingError(what, f"give --pitch-um {finest_um:g} or more")
     n_places = tissue.area_mm2(slide.mpp) * 1e6 / pitch_um**2
     if n_places > MAX_PLACES:
         what = f"--pitch-um {pitch_um:g} gives about {n_places:,.0f} places, more than {MAX_PLACES:,}"

@@ -6,7 +6,10 @@ memory grows neither with the number of spots nor of genes.
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import os
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +20,12 @@ import numpy as np
 from stinfer import h5ad
 from stinfer.bank import Sparse
 from stinfer.contract import F32, F64, I64, U8, AnyArray
+from stinfer.errors import OutputWriteError
 from stinfer.files import written_beside
 from stinfer.predict import expression_from_neighbors
 
-# Values of the dense block of references x genes, and of spots x genes, held at once: 256 MB each.
-_BLOCK = 64_000_000
+# Values of the dense block of references x genes, and of spots x genes, held at once: 128 MB each.
+_BLOCK = 32_000_000
 _SPOTS_PER_BLOCK = 4096
 
 
@@ -37,6 +41,79 @@ class Neighbors:
 
     indices: I64
     weights: F32
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, spots: slice) -> Neighbors:
+        return Neighbors(self.indices[spots], self.weights[spots])
+
+
+class NeighborFile:
+    """The neighbors of many spots, on disk: at k = 100 those of a million need 1.2 GB.
+
+    The file has no name, so nothing is left behind, however the process ends.
+
+    Parameters
+    ----------
+    folder : where there is room for it
+    n_spots, k : its size
+
+    Raises
+    ------
+    OutputWriteError
+        The folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, n_spots: int, k: int) -> None:
+        self._folder, self._n_spots = folder, n_spots
+        self._record = np.dtype([("indices", np.int64, (k,)), ("weights", np.float32, (k,))])
+        with self._failing_with_folder():
+            self._file = tempfile.TemporaryFile(dir=folder, prefix=".stinfer-")  # noqa: SIM115  # closed by __exit__
+
+    def __enter__(self) -> NeighborFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # What is still in its buffer is of no use any more, and a full disk would fail once more.
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+    def __len__(self) -> int:
+        return self._n_spots
+
+    def write(self, spots: I64, neighbors: Neighbors) -> None:
+        """Keep the neighbors of some spots, (n,) positions.
+
+        Raises
+        ------
+        OutputWriteError
+            The disk is full.
+        """
+        records = np.empty(len(spots), dtype=self._record)
+        records["indices"], records["weights"] = neighbors.indices, neighbors.weights
+        # Spots mostly come in runs, as on a grid.
+        starts = np.flatnonzero(np.diff(spots, prepend=-2) != 1)
+        with self._failing_with_folder():
+            for first, last in zip(starts, [*starts[1:], len(spots)], strict=True):
+                self._file.seek(int(spots[first]) * self._record.itemsize)
+                self._file.write(records[first:last].tobytes())
+            self._file.flush()
+
+    def __getitem__(self, spots: slice) -> Neighbors:
+        first, last, _ = spots.indices(self._n_spots)
+        self._file.seek(first * self._record.itemsize)
+        found = self._file.read((last - first) * self._record.itemsize)
+        records = np.frombuffer(found, dtype=self._record)
+        return Neighbors(records["indices"], records["weights"])
+
+    @contextlib.contextmanager
+    def _failing_with_folder(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            cause = f"{os.strerror(error.errno) if error.errno else error} (what is kept there while it runs)"
+            raise OutputWriteError(self._folder, cause) from error
 
 
 @dataclass(frozen=True)
@@ -94,7 +171,7 @@ class PredictionTable:
 
 
 def iter_expression(
-    expression: Sparse, chosen: I64, neighbors: Neighbors
+    expression: Sparse, chosen: I64, neighbors: Neighbors | NeighborFile
 ) -> Iterator[tuple[slice, slice, F32]]:
     """Predict block by block.
 
@@ -114,14 +191,19 @@ def iter_expression(
     for start in range(0, len(chosen), step):
         columns = chosen[start : start + step]
         dense = expression.columns(columns)
-        for first in range(0, len(neighbors.indices), _SPOTS_PER_BLOCK):
-            part = slice(first, min(first + _SPOTS_PER_BLOCK, len(neighbors.indices)))
-            values = expression_from_neighbors(neighbors.weights[part], neighbors.indices[part], dense)
+        for first in range(0, len(neighbors), _SPOTS_PER_BLOCK):
+            part = slice(first, min(first + _SPOTS_PER_BLOCK, len(neighbors)))
+            some = neighbors[part]
+            values = expression_from_neighbors(some.weights, some.indices, dense)
             yield part, slice(start, start + len(columns)), values
 
 
 def write_prediction(
-    path: Path, table: PredictionTable, expression: Sparse, chosen: I64, neighbors: Neighbors
+    path: Path,
+    table: PredictionTable,
+    expression: Sparse,
+    chosen: I64,
+    neighbors: Neighbors | NeighborFile,
 ) -> None:
     """Write the prediction as an AnnData file, all or nothing.
 
@@ -145,7 +227,11 @@ def write_prediction(
 
 
 def write_csv(
-    path: Path, table: PredictionTable, expression: Sparse, chosen: I64, neighbors: Neighbors
+    path: Path,
+    table: PredictionTable,
+    expression: Sparse,
+    chosen: I64,
+    neighbors: Neighbors | NeighborFile,
 ) -> None:
     """Write spots x genes as text: id, x and y in level-0 px, the spot's numbers, then the genes.
 
@@ -158,8 +244,7 @@ def write_csv(
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["id", "x", "y", *table.spot_columns, *table.genes])
         for start in range(0, len(table.spots), _SPOTS_PER_BLOCK):
-            part = slice(start, start + _SPOTS_PER_BLOCK)
-            some = Neighbors(neighbors.indices[part], neighbors.weights[part])
+            some = neighbors[start : start + _SPOTS_PER_BLOCK]
             blocks = [values for _, _, values in iter_expression(expression, chosen, some)]
             for i, row in enumerate(np.concatenate(blocks, axis=1), start=start):
                 place = [f"{coordinate:.2f}" for coordinate in table.spatial[i]]

@@ -30,8 +30,8 @@ from stinfer.errors import (
 )
 
 FLAT_LIMIT_PX = 500_000_000
-# Level-0 pixels that a band of a thumbnail covers; far fewer are decoded where there is a pyramid.
-_BAND_LIMIT_PX = 64_000_000
+# Pixels of a level that are decoded at once; a larger box is read in bands.
+_BAND_LIMIT_PX = 16_000_000
 _FLAT_FORMATS = ("JPEG", "PNG", "TIFF")
 # What Pillow raises for damaged data depends on the format and on where the damage is.
 _PILLOW_DAMAGE = (
@@ -53,6 +53,24 @@ _UM_PER_INCH = 25_400.0
 # box it has no jumps as the phase between source and output pixels changes.
 _FILTER = Image.Resampling.BILINEAR
 _FILTER_SUPPORT = 1.0
+
+
+class SlideLike(Protocol):
+    """What a prediction needs to know of a slide: an open slide, or its saved map.
+
+    Attributes
+    ----------
+    path : Path
+        The file.
+    size_l0 : tuple of int
+        Width and height in level-0 pixels.
+    mpp : tuple of float
+        µm per level-0 pixel, x and y.
+    """
+
+    path: Path
+    size_l0: tuple[int, int]
+    mpp: tuple[float, float]
 
 
 class _Source(Protocol):
@@ -170,12 +188,34 @@ class Slide:
         SlideUnreadableError
             The file is damaged there.
         """
-        step = min(extent[0] / size_px[0], extent[1] / size_px[1])
+        step_x, step_y = extent[0] / size_px[0], extent[1] / size_px[1]
+        level = self._nearest_level(min(step_x, step_y))
+        scale = self._source.downsamples[level]
+        row_px = extent[0] * step_y / scale**2
+        band_px = max(int(_BAND_LIMIT_PX / row_px), 1)
+        bands = []
+        for top in range(0, size_px[1], band_px):
+            n_rows = min(band_px, size_px[1] - top)
+            corner = (corner_l0[0], corner_l0[1] + top * step_y)
+            bands.append(self._read_band(level, corner, (extent[0], n_rows * step_y), (size_px[0], n_rows)))
+        return bands[0] if len(bands) == 1 else np.concatenate(bands)
+
+    def _nearest_level(self, step: float) -> int:
+        """Return the coarsest level that is not coarser than `step` level-0 pixels per pixel."""
         level = 0
         for candidate, downsample in enumerate(self._source.downsamples):
             # A level a hair coarser than wanted counts as equal: downsamples are quotients of rounded sizes.
             if downsample <= step * 1.01:
                 level = candidate
+        return level
+
+    def _read_band(
+        self,
+        level: int,
+        corner_l0: tuple[float, float],
+        extent: tuple[float, float],
+        size_px: tuple[int, int],
+    ) -> U8:
         scale = self._source.downsamples[level]
         left, right = _span(corner_l0[0] / scale, extent[0] / scale, size_px[0])
         top, bottom = _span(corner_l0[1] / scale, extent[1] / scale, size_px[1])
@@ -203,16 +243,7 @@ class Slide:
         width, height = self.size_l0
         factor = max(max(width, height) / longest_px, 1.0)
         size_px = (max(round(width / factor), 1), max(round(height / factor), 1))
-        # Band by band: a slide without a pyramid would be decoded whole.
-        step_y = height / size_px[1]
-        band_px = max(int(_BAND_LIMIT_PX / (width * step_y)), 1)
-        bands = []
-        for top in range(0, size_px[1], band_px):
-            n_rows = min(band_px, size_px[1] - top)
-            bands.append(
-                self.read((0.0, top * step_y), (float(width), n_rows * step_y), (size_px[0], n_rows))
-            )
-        return np.concatenate(bands)
+        return self.read((0.0, 0.0), (float(width), float(height)), size_px)
 
 
 def _span(start: float, length: float, n_px: int) -> tuple[int, int]:

@@ -62,6 +62,27 @@ class TissueMask:
         inside = total[y1, x1] - total[y0, x1] - total[y1, x0] + total[y0, x0]
         return np.asarray(inside / area, dtype=np.float32)
 
+    def cells(self, shape: tuple[int, int], cell_l0: tuple[float, float]) -> F32:
+        """Measure the part of each cell of a lattice that is tissue, exactly.
+
+        Parameters
+        ----------
+        shape : rows and columns of the lattice, which begins at the slide's corner
+        cell_l0 : width and height of a cell, level-0 px
+
+        Returns
+        -------
+        (n_rows, n_columns), 0 to 1; what lies beyond the slide counts as glass
+        """
+        shares = [
+            _shares(n_cells, cell / scale, n_px)
+            for n_cells, cell, scale, n_px in zip(
+                shape, cell_l0[::-1], self.l0_per_px[::-1], self.mask.shape, strict=True
+            )
+        ]
+        covered = shares[0] @ self.mask.astype(np.float32) @ shares[1].T
+        return np.asarray(np.clip(covered, 0.0, 1.0), dtype=np.float32)
+
     def area_mm2(self, mpp: tuple[float, float]) -> float:
         """Return the tissue's area in mm²."""
         pixel_um2 = self.l0_per_px[0] * mpp[0] * self.l0_per_px[1] * mpp[1]
@@ -164,6 +185,14 @@ def otsu_threshold(values: F32) -> float:
     with np.errstate(divide="ignore", invalid="ignore"):
         between = (first_moment[-1] * below - first_moment) ** 2 / (below * (1.0 - below))
     return float(np.argmax(np.nan_to_num(between, nan=0.0, posinf=0.0)) + 1) / 256.0
+
+
+def _shares(n_cells: int, cell_px: float, n_px: int) -> F32:
+    """Return the part of each cell that each pixel covers along one axis, (n_cells, n_px)."""
+    edges = np.clip(np.arange(n_cells + 1) * cell_px, 0.0, n_px)
+    pixels = np.arange(n_px)
+    covered = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+    return np.asarray(np.maximum(covered, 0.0) / cell_px, dtype=np.float32)
 
 
 def _integral(values: F64) -> F64:

@@ -19,6 +19,9 @@ _SPEC = importlib.util.spec_from_file_location(
 )
 fixtures = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(fixtures)
+_SPEC = importlib.util.spec_from_file_location("bank_sections", Path(__file__).parent / "bank_sections.py")
+sections = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(sections)
 
 
 def _walk(command, path=()):
@@ -45,10 +48,11 @@ def here(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def board(tmp_path_factory):
-    """The board's data set, its model, and a prediction of it that is the truth."""
+    """The board's data set, models of patches and of maps, and a prediction of it that is the truth."""
     folder = tmp_path_factory.mktemp("board")
     fixtures.write_board_data_set(folder / "data")
     fixtures.write_mean_color_model(folder / "mean_color.onnx")
+    sections.write_cell_model(folder / "cells.onnx")
     spots = [(column, row) for column in range(6) for row in range(5)]
     counts = np.array([[c + 1, r + 1, 98 - c - r] for c, r in spots], dtype=float)
     truth = anndata.AnnData(np.log1p(100 * counts).astype(np.float32))

@@ -57,12 +57,12 @@ def test_another_input_gives_other_hashes(picture, model, tmp_path):
 def test_progress_tells_of_every_batch(data, model, tmp_path):
     told = []
 
-    def progress(done, total):
-        told.append((done, total))
+    def progress(done, total, unit):
+        told.append((done, total, unit))
 
     _build(iter_sections(data), _plan(), model, tmp_path / "a.h5", batch_size=8, progress=progress)
 
-    assert told == [(8, 30), (16, 30), (24, 30), (30, 30)]
+    assert told == [(done, 30, "patches") for done in (0, 8, 16, 24, 30)]
 
 
 def test_an_existing_bank_is_refused_before_any_work(model, tmp_path):

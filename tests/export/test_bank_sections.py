@@ -86,16 +86,16 @@ def test_sections_without_a_common_gene_have_no_intersection(picture, model, tmp
 
 
 def test_spots_are_dropped_by_the_exact_part_of_their_patch_outside(picture, model, tmp_path):
-    # A patch is 20 px wide; at x = 5 it spans -5 to 15: exactly a quarter is outside.
-    centers = [(5.0, 50.0), (4.99, 50.0), (5.0, 5.0), (195.0, 50.0), (100.0, 50.0), (10.0, 10.0)]
+    # A patch is 16 px wide; at x = 4 it spans -4 to 12: exactly a quarter is outside.
+    centers = [(4.0, 50.0), (3.99, 50.0), (4.0, 4.0), (196.0, 50.0), (100.0, 50.0), (8.0, 8.0)]
     section = _section(picture, "P1", "AB", [[i + 1, 2] for i in range(6)], centers)
 
-    summary, bank = _build([section], _plan(fov_um=200.0, k=1), model, tmp_path / "a.h5")
+    summary, bank = _build([section], _plan(fov_um=(160.0,), k=1), model, tmp_path / "a.h5")
 
-    # The corner (5, 5) has 1 - 0.75 x 0.75 = 0.4375 outside.
+    # The corner (4, 4) has 1 - 0.75 x 0.75 = 0.4375 outside.
     assert bank.spots == ("P1_0x7", "P1_3x7", "P1_4x7", "P1_5x7")
     assert summary.notices == (
-        "section P1: 2 spots have more than 25% of their patch outside the image; dropped",
+        "section P1: 2 spots have more than 25% of their 160 µm outside the image; dropped",
         "section P1: the patches of 2 spots reach beyond the image; filled up with white",
         JOINED,
     )
@@ -111,9 +111,9 @@ def test_spots_are_dropped_by_the_exact_part_of_their_patch_outside(picture, mod
     ("max_outside", "kept"), [(0.0, [4, 5]), (0.2499, [4, 5]), (0.4375, [0, 2, 3, 4, 5])]
 )
 def test_max_outside_is_the_largest_part_allowed(picture, model, tmp_path, max_outside, kept):
-    centers = [(5.0, 50.0), (-10.0, 50.0), (5.0, 5.0), (195.0, 50.0), (100.0, 50.0), (10.0, 10.0)]
+    centers = [(4.0, 50.0), (-10.0, 50.0), (4.0, 4.0), (196.0, 50.0), (100.0, 50.0), (8.0, 8.0)]
     section = _section(picture, "P1", "AB", [[i + 1, 2] for i in range(6)], centers)
-    plan = _plan(fov_um=200.0, k=1, max_outside=max_outside)
+    plan = _plan(fov_um=(160.0,), k=1, max_outside=max_outside)
 
     _, bank = _build([section], plan, model, tmp_path / "a.h5")
 

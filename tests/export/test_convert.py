@@ -1,9 +1,11 @@
 """Backbones from checkpoint to ONNX file, measured against torch by the test's own arithmetic."""
 
 import hashlib
+import logging
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ pytest.importorskip("onnxscript")
 
 from safetensors.torch import save_file  # noqa: E402  # after the skips
 
-from stinfer.contract import ModelCard  # noqa: E402
+from stinfer.contract import MapTraits, ModelCard  # noqa: E402
 from stinfer.errors import OutputExistsError, OutputWriteError, SettingError  # noqa: E402
 from stinfer_export import convert  # noqa: E402
 from stinfer_export.errors import (  # noqa: E402
@@ -122,7 +124,14 @@ PAPER = [
 
 
 @pytest.mark.parametrize(("name", "file", "wrapper", "prefix", "with_classifier", "dim", "channels"), PAPER)
-def test_the_papers_five_are_exported(tmp_path, name, file, wrapper, prefix, with_classifier, dim, channels):
+def test_the_papers_five_are_exported(
+    tmp_path, monkeypatch, name, file, wrapper, prefix, with_classifier, dim, channels
+):
+    # That takes long, and is shown by the slow test_the_maps_of_the_papers_five.
+    traits = MapTraits(5, (-1.5, 2.0))
+    monkeypatch.setattr(
+        convert, "measure_map", lambda _, card: replace(card, map_traits=traits, map_refusal="")
+    )
     model = make_network(name, **({} if with_classifier else {"num_classes": 0}))
     state = {f"{prefix}{key}": tensor for key, tensor in model.state_dict().items()}
     checkpoint = tmp_path / file
@@ -139,7 +148,7 @@ def test_the_papers_five_are_exported(tmp_path, name, file, wrapper, prefix, wit
     assert path == tmp_path / "models" / f"{tagged}.onnx"
     assert list(path.parent.iterdir()) == [path]
     session = open_onnx(path)
-    assert read_card(session) == ModelCard(tagged, 224, dim, channels, 32, sha256, "fp32")
+    assert read_card(session) == ModelCard(tagged, 224, dim, channels, 32, sha256, "fp32", traits, "")
     if with_classifier:
         model.reset_classifier(0)
     # The last is less than the 7 x 7 cells that the head of a VGG is made for.
@@ -152,12 +161,13 @@ def test_the_papers_five_are_exported(tmp_path, name, file, wrapper, prefix, wit
     path.unlink()
 
 
-def test_the_shared_weights_see(tmp_path):
+def test_the_shared_weights_see(tmp_path, caplog):
     checkpoint = SHARED / "weights" / "mobilenetv2_100.pth"
     if not checkpoint.is_file():
         pytest.skip("no weights/mobilenetv2_100.pth in STINFER_DATA")
 
-    path = convert.convert_backbone("mobilenetv2_100", checkpoint, tmp_path)
+    with caplog.at_level(logging.INFO, logger="stinfer_export"):
+        path = convert.convert_backbone("mobilenetv2_100", checkpoint, tmp_path)
 
     session = open_onnx(path)
     card = read_card(session)
@@ -171,6 +181,24 @@ def test_the_shared_weights_see(tmp_path):
     # What real weights do and random ones do not: turning a texture round is little, noise is much.
     assert unit[0] @ unit[1] > 0.8
     assert unit[0] @ unit[2] < 0.5
+
+    x, y = card.map_traits.offset_px
+    assert f"{path}: map: halo 7 cells, offset {x:g} x {y:g} px" in caplog.text
+    assert card.map_traits.halo_cells == 7
+    assert -9 <= x <= 0
+    assert -10 <= y <= 0
+    # 2 x 2 of 18 x 18 cells, alone with 7 cells around them, are those of the whole; with 4, they are not.
+    (image,) = patches(1, 18 * 32, 18 * 32)
+    (whole,) = run_onnx(session, image[np.newaxis], ["features"])[0]
+    norm = np.sqrt((whole**2).sum(axis=0).mean())
+    differences = {}
+    for halo in (4, 7):
+        cut, inner = slice((8 - halo) * 32, (10 + halo) * 32), slice(halo, halo + 2)
+        (part,) = run_onnx(session, image[np.newaxis, cut, cut], ["features"])[0]
+        cells = part[:, inner, inner] - whole[:, 8:10, 8:10]
+        differences[halo] = np.linalg.norm(cells, axis=0).max() / norm
+    assert differences[4] > 0.05
+    assert differences[7] <= 0.01
 
 
 def test_sizes_that_the_stride_does_not_divide(tiny, tiny_onnx):
@@ -321,6 +349,7 @@ def test_a_transformer_has_an_embedding_and_no_features(tmp_path, caplog):
     session = open_onnx(path)
     card = read_card(session)
     assert (card.dim, card.channels, card.stride) == (model.num_features, 0, 0)
+    assert (card.map_traits, card.map_refusal) == (None, "it has no map of cells")
     signature = [_signature(value) for value in onnx.load(path).graph.input]
     assert signature == [("pixels", onnx.TensorProto.UINT8, ["n", 160, 160, 3])]
     pixels = patches(3, 160, 160)

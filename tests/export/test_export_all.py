@@ -17,7 +17,8 @@ from stinfer.contract import ModelCard
 from stinfer.encoder import Encoder
 from stinfer.errors import SettingError
 from stinfer_export import export_all as module
-from stinfer_export.bank_builder import BankPlan, build_bank
+from stinfer_export.bank_builder import build_bank
+from stinfer_export.bank_plan import BankPlan
 from stinfer_export.datasets.her2st import iter_sections
 from stinfer_export.errors import DatasetError
 from stinfer_export.export_all import export_all
@@ -135,7 +136,8 @@ def test_the_data_set_given_is_packed(board):
     bank = Bank.open("reference_bank/her2st.h5")
     s = bank.settings
     assert (s.dataset, s.backbone) == ("her2st", "stain_texture")
-    assert (s.pitch_um, s.spot_diameter_um, s.fov_um) == (200, 100, 154)
+    assert (s.pitch_um, s.spot_diameter_um) == (200, 100)
+    assert (s.pooling, s.fov_um, s.window, s.metric) == ("map", (154, 309, 618), "square", "standardize")
     assert bank.spots[0] == "T1_0x0"
     assert bank.genes == ("GREEN", "RED", "REST")
     assert hashlib.sha256(Path("models/stain_texture.onnx").read_bytes()).hexdigest() == s.model_sha256
@@ -188,7 +190,7 @@ def _other_bank(board, name, tmp_path):
     """Pack the board otherwise, in one regard."""
     model = Path("models/stain_texture.onnx")
     data = board
-    plan = BankPlan("her2st", 200.0, 100.0, 154.0)
+    plan = BankPlan("her2st", 200.0, 100.0)
     if name == "sections":
         data = tmp_path / "data"
         shutil.copytree(board, data)
@@ -198,10 +200,20 @@ def _other_bank(board, name, tmp_path):
         # As many neighbors as the board has by itself: the sections alone differ.
         plan = dataclasses.replace(plan, k=12)
     elif name == "model_sha256":
-        model = tmp_path / "mean_color.onnx"
-        fixtures.write_mean_color_model(model)
+        # Of the same kind, so that all else that the bank says is the same.
+        other = onnx.load(model)
+        other.doc_string = "another"
+        model = tmp_path / "other.onnx"
+        onnx.save(other, model)
     else:
-        values = {"fov_um": 200.0, "metric": "none", "distance": "euclidean", "k": 5}
+        values = {
+            "fov_um": (154.0, 309.0),
+            "window": "disc",
+            "pooling": "patch",
+            "metric": "none",
+            "distance": "euclidean",
+            "k": 5,
+        }
         values |= {"weighting": "uniform", "gene_join": "intersection", "dataset": "mine"}
         plan = dataclasses.replace(plan, **{name: values[name]})
     module.BANK.parent.mkdir()
@@ -211,7 +223,8 @@ def _other_bank(board, name, tmp_path):
 @pytest.mark.parametrize(
     ("name", "difference"),
     [
-        ("fov_um", "fov_um is 200.0, not 154.0"),
+        ("fov_um", "fov_um is (154.0, 309.0), not (154.0, 309.0, 618.0)"),
+        ("window", "window is disc, not square"),
         ("metric", "metric is none, not standardize"),
         ("distance", "distance is euclidean, not cosine"),
         ("weighting", "weighting is uniform, not softmax"),
@@ -235,6 +248,40 @@ def test_a_bank_that_was_made_otherwise_is_not_replaced(board, tmp_path, name, d
     assert "; " not in caught.value.what
     assert caught.value.fix.startswith("move or delete it")
     assert module.BANK.read_bytes() == before
+
+
+def test_a_bank_of_patches_is_not_replaced_by_one_of_maps(board, tmp_path):
+    _run()
+    _other_bank(board, "pooling", tmp_path)
+    before = module.BANK.read_bytes()
+
+    with pytest.raises(SettingError) as caught:
+        _run(board)
+
+    assert caught.value.what == (
+        "reference_bank/her2st.h5 exists and was made otherwise: pooling is patch, not map; "
+        "fov_um is (154.0,), not (154.0, 309.0, 618.0)"
+    )
+    assert module.BANK.read_bytes() == before
+
+
+def test_a_bank_is_kept_that_says_what_the_backbone_would_have_decided(board):
+    _run()
+    plan = BankPlan("her2st", 200.0, 100.0, pooling="map", fov_um=(154.0, 309.0, 618.0), metric="standardize")
+    module.BANK.parent.mkdir()
+    build_bank(iter_sections(board), plan, Path("models/stain_texture.onnx"), module.BANK, device="cpu")
+
+    assert _run(board)[-1] == KEPT
+
+
+def test_a_bank_of_a_model_without_a_map_is_kept(board):
+    Path("models").mkdir()
+    fixtures.write_mean_color_model(Path("models/mynet.onnx"))
+
+    assert _run(board, "mynet")[-1] == "wrote reference_bank/her2st.h5: 30 references x 3 genes"
+    s = Bank.open(module.BANK).settings
+    assert (s.pooling, s.fov_um, s.metric) == ("patch", (154,), "standardize")
+    assert _run(board, "mynet")[-1] == KEPT
 
 
 def test_a_file_that_is_no_bank_is_not_replaced(board):

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
+from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import pytest
 
 from stinfer.encoder import Encoder
 from stinfer.errors import OutputExistsError, SettingError, StInferError
+from stinfer_export import export_all
 from stinfer_export.export_all import export_backbone
+from stinfer_export.stain_texture import write_stain_texture
 
 
 @pytest.fixture(autouse=True)
@@ -17,9 +23,11 @@ def _project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def test_stain_texture_is_written_to_a_new_folder():
-    path = export_backbone("stain_texture", None, Path("new/models"))
+def test_stain_texture_is_written_to_a_new_folder(caplog):
+    with caplog.at_level(logging.INFO, logger="stinfer_export"):
+        path = export_backbone("stain_texture", None, Path("new/models"))
 
+    assert caplog.messages == ["new/models/stain_texture.onnx: map: halo 1 cell, offset 0 x 0 px"]
     assert path == Path("new/models/stain_texture.onnx")
     assert Encoder(path.read_bytes(), "it", device="cpu").card.backbone == "stain_texture"
 
@@ -52,3 +60,26 @@ def test_a_folder_that_cannot_be_made_is_refused():
 
     with pytest.raises(StInferError, match="file"):
         export_backbone("stain_texture", None, Path("file"))
+
+
+def test_a_model_that_does_not_tell_of_maps_is_written_again(monkeypatch):
+    """One of before there were any: the same checkpoint, the same format version, no keys of maps."""
+    checkpoint = Path("models/checkpoints/resnet18.a1_in1k.pth")
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_bytes(b"weights")
+    path = Path("models/resnet18.a1_in1k.onnx")
+    told = replace(
+        write_stain_texture(path),
+        checkpoint_sha256=hashlib.sha256(b"weights").hexdigest(),
+        map_traits=None,
+        map_refusal="it sees too far",
+    )
+    silent = {key: value for key, value in told.to_props().items() if "map" not in key}
+    written = []
+    monkeypatch.setattr(export_all, "export_backbone", lambda name, *_, **__: written.append(name))
+    model = onnx.load(path)
+    for props in (told.to_props(), silent):
+        onnx.helper.set_model_props(model, props)
+        onnx.save(model, path)
+        assert len(list(export_all.export_all(None, None, None))) == 7
+    assert written == ["resnet18.a1_in1k"]

@@ -14,7 +14,7 @@ import pytest
 
 from stinfer import __version__
 from stinfer_export import score as score_module
-from stinfer_export.bank_builder import BankPlan
+from stinfer_export.bank_plan import BankPlan
 from stinfer_export.cli import main
 from stinfer_export.datasets import her2st
 
@@ -78,9 +78,19 @@ def test_the_version_is_that_of_the_package():
 
 def test_defaults_are_those_of_the_library():
     found = COMMANDS["bank her2st"].make_context("her2st", ["DIR", "--model", "m.onnx"]).params
-    plan = BankPlan("her2st", her2st.PITCH_UM, her2st.SPOT_DIAMETER_UM, her2st.DEFAULT_FOV_UM)
+    plan = BankPlan("her2st", her2st.PITCH_UM, her2st.SPOT_DIAMETER_UM)
     shared = {field.name for field in dataclasses.fields(plan)} & set(found)
-    assert shared == {"fov_um", "gene_join", "max_outside", "metric", "distance", "k", "weighting"}
+    assert shared == {
+        "pooling",
+        "fov_um",
+        "window",
+        "gene_join",
+        "max_outside",
+        "metric",
+        "distance",
+        "k",
+        "weighting",
+    }
     assert {name: found[name] for name in shared} == {name: getattr(plan, name) for name in shared}
     assert found["without_model"] is not plan.include_model
 
@@ -135,11 +145,21 @@ def test_a_known_error_is_its_cause_and_its_remedy(path):
         "bank her2st data --model m --sections=",
         "bank her2st data --model m --fov-um 0.5",
         "bank her2st data --model m --fov-um wide",
+        "bank her2st data --model m --fov-um ,",
+        "bank her2st data --model m --fov-um=",
+        "bank her2st data --model m --fov-um 154;309",
+        "bank her2st data --model m --fov-um 154,0",
+        "bank her2st data --model m --fov-um 154,nan",
+        "bank her2st data --model m --fov-um inf",
+        "bank her2st data --model m --fov-um 154,-309",
+        "bank her2st data --model m --fov-um 10001",
+        "bank her2st data --model m --pooling both",
+        "bank her2st data --model m --window ring",
         "bank her2st data --model m --max-outside 1.01",
         "bank her2st data --model m --max-outside -0.1",
         "bank her2st data --model m --k 0",
         "bank her2st data --model m --k 1.5",
-        "bank her2st data --model m --metric pca",
+        "bank her2st data --model m --metric lda",
         "bank her2st data --model m --gene-join outer",
         "bank her2st data --model m --distance manhattan",
         "bank her2st data --model m --weighting gauss",

@@ -41,8 +41,8 @@ main(prog_name="stinfer-export")
 """
 
 
-def _pack(board, *options):
-    return _succeed("bank", "her2st", board / "data", "--model", board / "mean_color.onnx", *options)
+def _pack(board, *options, model="mean_color.onnx"):
+    return _succeed("bank", "her2st", board / "data", "--model", board / model, *options)
 
 
 def _predicted(table):
@@ -75,9 +75,11 @@ def test_a_bank_is_built_with_the_defaults_in_a_folder_of_its_own(board):
     assert "reference_bank/her2st.h5: 30 references x 3 genes\n" in output
     assert "Note:  union of the sections' genes: 3, all of them listed in every section" in output
     assert "Note:  k is 6, not 100: a 5th of the 30 references" in output
+    assert "Note:  patches are encoded, not a map: its model file does not say how: export it again" in output
     bank = Bank.open("reference_bank/her2st.h5")
     s = bank.settings
-    assert (s.dataset, s.fov_um, s.pitch_um, s.spot_diameter_um) == ("her2st", 154, 200, 100)
+    assert (s.dataset, s.pitch_um, s.spot_diameter_um) == ("her2st", 200, 100)
+    assert (s.pooling, s.fov_um, s.window, s.um_per_px) == ("patch", (154,), "square", 154 / 8)
     assert (s.gene_join, s.metric, s.distance, s.k, s.weighting) == (
         "union",
         "standardize",
@@ -86,6 +88,34 @@ def test_a_bank_is_built_with_the_defaults_in_a_folder_of_its_own(board):
         "softmax",
     )
     assert bank.model() == (board / "mean_color.onnx").read_bytes()
+
+
+def test_a_bank_is_of_maps_where_the_model_can(board):
+    output = _pack(board, model="cells.onnx")
+
+    assert "reference_bank/her2st.h5: 30 references x 3 genes\n" in output
+    assert "patches" not in output
+    bank = Bank.open("reference_bank/her2st.h5")
+    s = bank.settings
+    assert (s.pooling, s.fov_um, s.window, s.um_per_px) == ("map", (154, 309, 618), "square", 154 / 224)
+    assert (s.metric, s.distance, s.k, s.weighting) == ("pca", "cosine", 6, "softmax")
+    assert bank.projection.shape == (6, 6)
+    assert bank.embedding.shape == (30, 18)
+
+
+def test_a_map_of_a_model_that_has_none_is_refused_with_its_reason(board, tmp_path):
+    shared.sections.write_cell_model(tmp_path / "deep.onnx", refusal="every cell sees the whole image")
+    models = {board / "mean_color.onnx": "mean_color", tmp_path / "deep.onnx": "cells"}
+    reasons = ["its model file does not say how: export it again", "every cell sees the whole image"]
+    for (model, name), reason in zip(models.items(), reasons, strict=True):
+        result = _run("bank", "her2st", board / "data", "--model", model, "--pooling", "map", "--out", "b.h5")
+
+        assert result.exit_code == 1
+        assert result.output.splitlines() == [
+            f"Error: {name} cannot encode a slide as a map: {reason}",
+            "Try:   use --pooling patch, or another backbone",
+        ]
+    assert not Path("b.h5").exists()
 
 
 def test_a_folder_that_was_named_is_not_made(board):
@@ -100,22 +130,37 @@ def test_a_folder_that_was_named_is_not_made(board):
 
 def test_every_option_reaches_the_bank(board):
     options = (
-        "--sections T1 --fov-um 1200 --gene-join intersection --max-outside 0.1 --metric none "
-        "--distance euclidean --k 4 --weighting inverse --without-model --out b.h5 --device cpu "
-        "--batch-size 7 --threads 1"
+        "--sections T1 --pooling map --fov-um 1200,1500.5 --window disc --gene-join intersection "
+        "--max-outside 0.1 --metric none --distance euclidean --k 4 --weighting inverse --without-model "
+        "--out b.h5 --device cpu --batch-size 7 --threads 1"
     )
 
-    output = _pack(board, *options.split())
+    output = _pack(board, *options.split(), model="cells.onnx")
 
-    # A patch of 120 px on an image of 200 x 180 px, spots 50 px from its edges: at an edge 1/12 of the
-    # patch is outside, at a corner 1 - (11/12)², more than a tenth.
-    assert "Note:  section T1: 4 spots have more than 10% of their patch outside the image" in output
+    # A window of 120 px on an image of 200 x 180 px, spots 50 px from its edges: at an edge 1/12 of its
+    # square is outside, at a corner 1 - (11/12)², more than a tenth.
+    assert "Note:  section T1: 4 spots have more than 10% of their 1200 µm outside the image" in output
     assert "b.h5: 26 references x 3 genes\n" in output
     bank = Bank.open("b.h5")
     s = bank.settings
-    assert (s.fov_um, s.gene_join, s.metric, s.distance) == (1200, "intersection", "none", "euclidean")
+    assert (s.pooling, s.fov_um, s.window) == ("map", (1200, 1500.5), "disc")
+    assert (s.gene_join, s.metric, s.distance) == ("intersection", "none", "euclidean")
     assert (s.k, s.weighting) == (4, "inverse")
     assert "model" not in bank.hashes
+    assert bank.projection is None
+
+
+def test_the_options_of_patches_reach_the_bank(board):
+    options = "--pooling patch --fov-um 150 --metric pca --max-outside 1 --out b.h5"
+
+    output = _pack(board, *options.split(), model="cells.onnx")
+
+    assert "Note:  patches are encoded" not in output
+    bank = Bank.open("b.h5")
+    s = bank.settings
+    assert (s.pooling, s.fov_um, s.window, s.metric) == ("patch", (150,), "square", "pca")
+    assert (s.um_per_px, s.patch_px) == (150 / 224, 224)
+    assert bank.projection.shape == (6, 6)
 
 
 def test_quiet_prints_notices_alone(board):
@@ -222,8 +267,9 @@ def test_a_prediction_that_nowhere_varies_scores_0(board):
 
 
 def test_stain_texture_is_written_where_it_is_wanted():
-    assert _succeed("backbone", "stain_texture", "--out-dir", "a/b") == "a/b/stain_texture.onnx\n"
-    assert _succeed("backbone", "stain_texture") == "models/stain_texture.onnx\n"
+    said = "{0}: map: halo 1 cell, offset 0 x 0 px\n{0}\n"
+    assert _succeed("backbone", "stain_texture", "--out-dir", "a/b") == said.format("a/b/stain_texture.onnx")
+    assert _succeed("backbone", "stain_texture") == said.format("models/stain_texture.onnx")
 
     assert Path("a/b/stain_texture.onnx").read_bytes() == Path("models/stain_texture.onnx").read_bytes()
     assert _run("backbone", "stain_texture").exit_code == 1

@@ -12,6 +12,7 @@ pytest.importorskip("timm")
 from stinfer_export import parity  # noqa: E402  # after the skips
 from stinfer_export.errors import ParityError  # noqa: E402
 from stinfer_export.registry import BackboneSpec  # noqa: E402
+from stinfer_export.tissue_noise import tissue_patch  # noqa: E402
 
 SPEC = BackboneSpec("toy", input_size_px=32, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.2))
 
@@ -132,7 +133,7 @@ def test_a_network_of_one_size_is_compared_at_that_size():
 
 
 def test_tissue_is_pink_and_purple_and_smooth():
-    patch = parity.tissue_patch(np.random.default_rng(1), 256, 320).astype(float)
+    patch = tissue_patch(np.random.default_rng(1), 256, 320).astype(float)
 
     red, green, blue = patch.reshape(-1, 3).mean(axis=0)
     assert red > green + 20

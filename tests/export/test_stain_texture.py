@@ -13,12 +13,11 @@ import onnx
 import onnxruntime
 import pandas
 import pytest
-from onnx import TensorProto, helper
 from PIL import Image
 
-from stinfer.contract import MODEL_EMBEDDING, MODEL_FEATURES, MODEL_INPUT, ModelCard
+from stinfer.contract import MODEL_EMBEDDING, MODEL_FEATURES, MODEL_INPUT, MapTraits, ModelCard
 from stinfer_export.stain_texture import DENSITY_BINS, HEMATOXYLIN_BINS, add_features, write_stain_texture
-from stinfer_export.stain_texture_embedding import ENERGY_FLOOR, VARIANCE_FLOOR, add_embedding
+from stinfer_export.stain_texture_embedding import ENERGY_FLOOR, VARIANCE_FLOOR, add_embedding, build_head
 from stinfer_export.stain_texture_graph import Block, GraphBuilder
 
 STAIN_VECTORS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
@@ -82,7 +81,8 @@ def halved(stains: np.ndarray) -> np.ndarray:
 
 def test_card_is_returned_and_is_all_the_metadata(tmp_path: Path) -> None:
     card = write_stain_texture(tmp_path / "model.onnx")
-    assert card == ModelCard("stain_texture", 224, len(ENTRIES), len(CHANNELS), 32, "", "fp32")
+    traits = MapTraits(1, (0.0, 0.0), build_head(CHANNELS))
+    assert card == ModelCard("stain_texture", 224, len(ENTRIES), len(CHANNELS), 32, "", "fp32", traits, "")
     opened = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     assert opened.get_modelmeta().custom_metadata_map == card.to_props()
     model = onnx.load(tmp_path / "model.onnx")
@@ -258,14 +258,7 @@ def test_embedding_knows_no_direction(
 
 
 def test_embedding_is_the_statistics_of_mean_features(session: onnxruntime.InferenceSession) -> None:
-    graph = GraphBuilder()
-    graph.name_output(add_embedding(graph, Block(CHANNELS, "means")).tensor, "embedding")
-    model = graph.to_model(
-        "head",
-        [helper.make_tensor_value_info("means", TensorProto.FLOAT, ["n", len(CHANNELS)])],
-        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["n", len(ENTRIES)])],
-    )
-    head = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    head = onnxruntime.InferenceSession(build_head(CHANNELS), providers=["CPUExecutionProvider"])
     embedding, features = encode(session, tissue(seed=2), tissue(seed=3))
     (found,) = head.run(None, {"means": features.mean(axis=(2, 3))})
     assert found == pytest.approx(embedding, abs=1e-4)

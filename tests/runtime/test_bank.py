@@ -22,9 +22,11 @@ from stinfer.errors import (
     ModelFormatError,
 )
 from stinfer.inspect_bank import describe_bank, verify_bank
-from stinfer.integrity import hash_json
+from stinfer.integrity import hash_arrays, hash_json
 
-BANK = Path(__file__).parents[1] / "data" / "board_v1.h5"
+DATA = Path(__file__).parents[1] / "data"
+BANK = DATA / "board.h5"
+FIRST_BANK = DATA / "board_v1.h5"
 
 
 @pytest.fixture
@@ -32,8 +34,21 @@ def copy(tmp_path: Path) -> Path:
     return Path(shutil.copy(BANK, tmp_path / "bank.h5"))
 
 
-def test_a_bank_of_version_1_reads_as_it_was_made() -> None:
-    bank = Bank.open(BANK)
+def test_the_bank_of_version_1_is_the_file_it_always_was() -> None:
+    sha256 = "a2c958c4b654cde301c6278e77037e013b697d40aa082d311b235570ac4519db"
+    assert hashlib.sha256(FIRST_BANK.read_bytes()).hexdigest() == sha256
+
+
+@pytest.mark.parametrize("path", [FIRST_BANK, BANK], ids=lambda path: path.stem)
+def test_a_bank_of_either_version_reads_as_it_was_made(path: Path) -> None:
+    bank = Bank.open(path)
+    assert (bank.settings.pooling, bank.settings.fov_um, bank.settings.window) == (
+        "patch",
+        (100.0,),
+        "square",
+    )
+    assert (bank.settings.um_per_px, bank.settings.patch_px) == (12.5, 8)
+    assert bank.projection is None
     assert bank.genes == ("GREEN", "RED", "REST")
     assert (bank.spots[0], bank.spots[-1]) == ("T1_0x0", "T1_5x4")
     assert (set(bank.sections), set(bank.patients)) == ({"T1"}, {"T"})
@@ -79,7 +94,7 @@ def test_another_hdf5_file_is_no_bank(copy: Path) -> None:
         Bank.open(copy)
 
 
-@pytest.mark.parametrize(("version", "remedy"), [(2, "install a newer stinfer"), (0, "build it again")])
+@pytest.mark.parametrize(("version", "remedy"), [(3, "install a newer stinfer"), (0, "build it again")])
 def test_another_version_is_refused(copy: Path, version: int, remedy: str) -> None:
     with h5py.File(copy, "r+") as file:
         file["uns/stinfer/format_version"][...] = version
@@ -180,7 +195,7 @@ def test_info_says_what_the_bank_holds() -> None:
         "mean_color",
         "200 µm apart",
         "k 4, weighting inverse",
-        "100 µm as 8 px",
+        "100 µm, a patch of 8 px, at 12.500 µm per pixel",
     ):
         assert said in text
 
@@ -199,35 +214,100 @@ def craft(path: Path, **changed: object) -> None:
             del uns[name]
             uns[name] = value
         settings = h5ad.read_scalars(uns)
+        if settings["format_version"] > 1:
+            settings["fov_um"] = uns["fov_um"][...].tolist()
         del uns["hashes/settings"]
         uns["hashes/settings"] = hash_json(settings)
 
 
+CRAFTED = [
+    {"domain_k": 5000},
+    {"k": 31},
+    {"k": -1},
+    {"backbone": "../elsewhere"},
+    {"annoy_search_k": 10**18},
+    {"temperature": float("nan")},
+    {"weighting": "gauss"},
+    {"pooling": "x"},
+]
+CRAFTED_FIRST = [
+    {"fov_um": 900_000.0},
+    {"fov_um": float("nan")},
+    {"fov_um": [100.0]},
+    {"patch_px": 10**9},
+    {"patch_px": 0},
+    {"patch_px": "8"},
+    {"pooling": "map"},
+]
+CRAFTED_SECOND = [
+    {"fov_um": [900_000.0]},
+    {"fov_um": np.empty(0)},
+    {"fov_um": [float("nan")]},
+    {"fov_um": [-100.0]},
+    {"fov_um": [[100.0]]},
+    {"fov_um": ["100"]},
+    {"fov_um": [100.0, 200.0]},
+    {"pooling": "map", "fov_um": [200.0, 100.0]},
+    {"pooling": "map", "fov_um": [100.0, 100.0]},
+    {"pooling": "map", "fov_um": np.arange(1.0, 10.0)},
+    {"window": "hexagon"},
+    {"window": "disc"},
+    {"um_per_px": 1e-9},
+    {"um_per_px": 0.0},
+    {"um_per_px": 21.0},
+    {"metric": "lda"},
+]
+
+
 @pytest.mark.parametrize(
-    "changed",
-    [
-        {"domain_k": 5000},
-        {"k": 31},
-        {"k": -1},
-        {"backbone": "../elsewhere"},
-        {"fov_um": 900_000.0},
-        {"patch_px": 10**9},
-        {"annoy_search_k": 10**18},
-        {"temperature": float("nan")},
-        {"weighting": "gauss"},
-        {"pooling": "x"},
-    ],
-    ids=str,
+    ("path", "changed"),
+    [(FIRST_BANK, changed) for changed in CRAFTED + CRAFTED_FIRST]
+    + [(BANK, changed) for changed in CRAFTED + CRAFTED_SECOND],
+    ids=lambda case: case.stem if isinstance(case, Path) else str(case),
 )
-def test_a_crafted_setting_is_refused_whatever_its_hash(copy: Path, changed: dict) -> None:
-    craft(copy, **changed)
+def test_a_crafted_setting_is_refused_whatever_its_hash(tmp_path: Path, path: Path, changed: dict) -> None:
+    bank = Path(shutil.copy(path, tmp_path / "bank.h5"))
+    craft(bank, **changed)
     with pytest.raises(BankFormatError):
+        Bank.open(bank)
+
+
+@pytest.mark.parametrize("path", [FIRST_BANK, BANK], ids=lambda path: path.stem)
+def test_the_crafting_itself_is_not_what_is_refused(tmp_path: Path, path: Path) -> None:
+    bank = Path(shutil.copy(path, tmp_path / "bank.h5"))
+    craft(bank, k=5)
+    assert Bank.open(bank).settings.k == 5
+
+
+def test_a_projection_in_a_bank_of_version_1_is_ignored(tmp_path: Path) -> None:
+    bank = Path(shutil.copy(FIRST_BANK, tmp_path / "bank.h5"))
+    with h5py.File(bank, "r+") as file:
+        file["uns/stinfer/projection"] = np.ones((3, 1), dtype=np.float32)
+    assert Bank.open(bank).projection is None
+
+
+def test_a_projection_that_was_slipped_in_is_refused(copy: Path) -> None:
+    with h5py.File(copy, "r+") as file:
+        file["uns/stinfer/projection"] = np.eye(3, dtype=np.float32)
+    with pytest.raises(BankAlteredError, match="its metric was altered"):
         Bank.open(copy)
 
 
-def test_the_crafting_itself_is_not_what_is_refused(copy: Path) -> None:
-    craft(copy, k=5)
-    assert Bank.open(copy).settings.k == 5
+@pytest.mark.parametrize(
+    "projection",
+    [np.ones((3, 2), np.float32), np.ones(3, np.float32), np.eye(3), np.full((3, 3), np.nan, np.float32)],
+    ids=["width", "1-D", "float64", "nan"],
+)
+def test_a_crafted_projection_is_refused_whatever_its_hash(copy: Path, projection: np.ndarray) -> None:
+    with h5py.File(copy, "r+") as file:
+        uns = file["uns/stinfer"]
+        uns["projection"] = projection
+        del uns["hashes/metric"]
+        uns["hashes/metric"] = hash_arrays(
+            *(uns[n][...] for n in ("metric_mean", "metric_components", "projection"))
+        )
+    with pytest.raises(BankFormatError):
+        Bank.open(copy)
 
 
 def test_a_newer_version_is_told_whatever_else_changed(copy: Path) -> None:

@@ -18,7 +18,7 @@ from stinfer import __version__
 from stinfer.cli import ProgressBar, main, run
 
 DATA = Path(__file__).parents[1] / "data"
-BANK = str(DATA / "board_v1.h5")
+BANK = str(DATA / "board.h5")
 BOARD = str(DATA / "board.png")
 
 
@@ -195,8 +195,8 @@ def test_nothing_is_written_to_the_home_folder(tmp_path: Path) -> None:
 
 def test_a_bar_that_an_error_left_open_ends_its_line(capsys: pytest.CaptureFixture[str]) -> None:
     bar = ProgressBar(quiet=False)
-    bar(0, 10)
-    bar(3, 10)
+    bar(0, 10, "patches")
+    bar(3, 10, "patches")
     assert not capsys.readouterr().err.endswith("\n")
     ProgressBar.close_all()
     assert capsys.readouterr().err.endswith("\n")

@@ -15,7 +15,18 @@ import stinfer
 
 PACKAGE = Path(stinfer.__file__).parent
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
-ALLOWED = {"numpy", "onnxruntime", "h5py", "PIL", "openslide", "click", "tqdm", "annoy", "stinfer"}
+ALLOWED = {
+    "numpy",
+    "onnxruntime",
+    "h5py",
+    "PIL",
+    "openslide",
+    "click",
+    "tqdm",
+    "annoy",
+    "tifffile",
+    "stinfer",
+}
 # What only a type checker reads.
 TYPING_ONLY = {"typing_extensions"}
 
@@ -35,6 +46,7 @@ def test_the_runtime_loads_no_machine_learning_stack():
     heavy = {
         "torch",
         "torchvision",
+        "tifffile",
         "timm",
         "onnx",
         "stinfer_export",

@@ -62,7 +62,7 @@ def test_an_empty_slide_has_no_tissue(slide_of):
         assert tissue.area_mm2(slide.mpp) == 0.0
         assert tissue.threshold == CHROMA_FLOOR
         with pytest.raises(NoTissueError, match="nothing is more coloured than glass"):
-            places_on_grid(slide, 100.0)
+            places_on_grid(slide, tissue, 100.0, 4.0)
 
 
 def test_black_is_no_tissue(slide_of):
@@ -87,7 +87,7 @@ def test_a_grid_point_is_where_most_of_its_square_is_tissue(slide_of):
     pixels = glass(1000, 1000)
     pixels[:, 420:] = EOSIN  # tissue from x = 1680 µm on
     with slide_of(pixels, 4.0) as slide:
-        places = places_on_grid(slide, 400.0)
+        places = places_on_grid(slide, find_tissue(slide), 400.0, 4.0)
     # Columns of 100 px; the fifth, from 400 to 500 px, is 80 % tissue, the fourth has none.
     assert sorted(set(places.centers_l0[:, 0])) == [450.0, 550.0, 650.0, 750.0, 850.0, 950.0]
     assert sorted(set(places.centers_l0[:, 1])) == [50.0 + 100 * i for i in range(10)]

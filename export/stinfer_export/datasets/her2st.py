@@ -30,8 +30,6 @@ from stinfer_export.errors import DatasetError
 NAME = "her2st"
 PITCH_UM = 200.0
 SPOT_DIAMETER_UM = 100.0
-# 224 px at the 0.69 µm per pixel of most sections: what the published method cuts.
-DEFAULT_FOV_UM = 154.0
 
 _IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 _COLUMNS = ("x", "y", "new_x", "new_y", "pixel_x", "pixel_y")

@@ -1,0 +1,133 @@
+"""How a bank is to be made, and what the backbone decides where nobody says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from stinfer.contract import F32, MAX_FOV_UM, MAX_WINDOWS, MPP_MAX_UM, ModelCard, Pooling, WindowShape
+from stinfer.embed import FieldOfView
+from stinfer.errors import SettingError
+from stinfer.metric import (
+    AffineMetric,
+    balancing_metric,
+    identity_metric,
+    principal_projection,
+    project,
+    standardizing_metric,
+)
+from stinfer.neighbors import Distance
+from stinfer.predict import Weighting
+
+GeneJoin = Literal["union", "intersection"]
+MetricKind = Literal["none", "standardize", "pca"]
+
+DEFAULT_MAX_OUTSIDE = 0.25
+# 224 px at the 0.69 µm per pixel of most sections of her2st: what the published method cuts.
+DEFAULT_UM_PER_PX = 154.0 / 224
+DEFAULT_PATCH_FOV_UM = (154.0,)
+DEFAULT_MAP_FOV_UM = (154.0, 309.0, 618.0)
+# Of the principal components; more add nothing on her2st, see the README.
+N_COMPONENTS = 64
+
+
+@dataclass(frozen=True)
+class BankPlan:
+    """How to make a bank.
+
+    Parameters
+    ----------
+    dataset : name of the data set
+    pitch_um, spot_diameter_um : of its platform
+    pooling : ``map``, ``patch``, or None: ``map`` where the backbone can
+    fov_um : sides of the windows around each spot that are embedded, ascending, one with ``patch``; None
+        is 154 µm, and with ``map`` also 309 and 618 µm
+    window : ``square`` or ``disc``
+    gene_join : keep the genes of any section (one that a section does not list counts 0 there), or
+        only those of every section
+    max_outside : drop a spot if more than this part of its patch, or smallest window, is not on the image,
+        0 to 1
+    metric : ``standardize`` gives every component of the embedding the same spread; ``pca`` keeps 64
+        principal components of that, of every window; None is ``pca`` for a map of cells that may be
+        projected, else ``standardize``
+    distance, k, weighting : how the runtime averages; k None is 100, or a fifth of
+        the references where that is fewer
+    include_model : write the ONNX file into the bank
+    """
+
+    dataset: str
+    pitch_um: float
+    spot_diameter_um: float
+    pooling: Pooling | None = None
+    fov_um: tuple[float, ...] | None = None
+    window: WindowShape = "square"
+    gene_join: GeneJoin = "union"
+    max_outside: float = DEFAULT_MAX_OUTSIDE
+    metric: MetricKind | None = None
+    distance: Distance = "cosine"
+    k: int | None = None
+    weighting: Weighting = "softmax"
+    include_model: bool = True
+
+
+def choose_view(plan: BankPlan, card: ModelCard) -> FieldOfView:
+    """Settle what is looked at, where the plan leaves it to the backbone.
+
+    Raises
+    ------
+    SettingError
+        The backbone has no map, or the windows are not such as the pooling takes.
+    """
+    pooling = plan.pooling or ("patch" if card.map_traits is None else "map")
+    if pooling == "map" and card.map_traits is None:
+        what = f"{card.backbone} cannot encode a slide as a map: {card.map_refusal}"
+        raise SettingError(what, "use --pooling patch, or another backbone")
+    default_um = DEFAULT_PATCH_FOV_UM if pooling == "patch" else DEFAULT_MAP_FOV_UM
+    sides_um = default_um if plan.fov_um is None else plan.fov_um
+    if list(sides_um) != sorted(set(sides_um)) or not 1 <= len(sides_um) <= MAX_WINDOWS:
+        what = f"--fov-um {_listed(sides_um)} are not 1 to {MAX_WINDOWS} ascending sides"
+        raise SettingError(what, "give each once, the smallest first")
+    if not all(1 <= side_um <= MAX_FOV_UM for side_um in sides_um):
+        what = f"--fov-um {_listed(sides_um)} is not between 1 and {MAX_FOV_UM:g} µm"
+        raise SettingError(what, f"her2st and Visium need {_listed(DEFAULT_MAP_FOV_UM)}")
+    if pooling == "map":
+        return FieldOfView(pooling, tuple(sides_um), plan.window, DEFAULT_UM_PER_PX)
+    if len(sides_um) > 1 or plan.window != "square":
+        what = "--pooling patch encodes one square around each spot"
+        raise SettingError(what, "give one --fov-um and no --window, or use --pooling map")
+    um_per_px = sides_um[0] / card.input_size_px
+    if um_per_px > MPP_MAX_UM:
+        what = (
+            f"--fov-um {sides_um[0]:g} is {um_per_px:.3g} µm per pixel on the {card.input_size_px} px that "
+            f"{card.backbone} takes, more than {MPP_MAX_UM:g}"
+        )
+        raise SettingError(what, f"give at most {MPP_MAX_UM * card.input_size_px:g}, or use --pooling map")
+    return FieldOfView(pooling, tuple(sides_um), plan.window, um_per_px)
+
+
+def _listed(sides_um: Sequence[float]) -> str:
+    return ",".join(f"{side_um:g}" for side_um in sides_um)
+
+
+def choose_metric(plan: BankPlan, view: FieldOfView, card: ModelCard) -> MetricKind:
+    """Settle the metric, where the plan leaves it to the backbone.
+
+    Raises
+    ------
+    SettingError
+        The backbone's cells cannot be projected.
+    """
+    has_head = card.map_traits is not None and bool(card.map_traits.head)
+    if plan.metric == "pca" and view.pooling == "map" and has_head:
+        what = f"--metric pca projects cells before they are averaged, which {card.backbone} does not allow"
+        raise SettingError(what, "its embeddings are not linear in them; use --metric standardize")
+    return plan.metric or ("pca" if view.pooling == "map" and not has_head else "standardize")
+
+
+def fit_metric(raw: F32, kind: MetricKind, n_windows: int) -> tuple[F32 | None, AffineMetric]:
+    """Return projection and metric, fitted on the references."""
+    if kind == "pca":
+        projection = principal_projection(raw, n_windows, N_COMPONENTS)
+        return projection, balancing_metric(project(raw, projection), n_windows)
+    return None, standardizing_metric(raw) if kind == "standardize" else identity_metric(raw.shape[1])

@@ -1,0 +1,153 @@
+"""A measured section, embedded and normalised: what a bank is put together from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from stinfer.bank import Sparse
+from stinfer.contract import F32, F64, I64, Bool
+from stinfer.embed import FieldOfView, check_view, iter_map_embeddings, iter_patch_embeddings
+from stinfer.encoder import Encoder
+from stinfer.feature_map import Progress, SlideCells, tissue_on
+from stinfer.geometry import extent_l0, outside_fraction, outside_px
+from stinfer.predict import log1p_cp10k
+from stinfer.record import Notices
+from stinfer.slide import Slide, open_slide
+from stinfer.tissue import find_tissue
+from stinfer_export.bank_plan import BankPlan
+from stinfer_export.datasets.section import Section
+from stinfer_export.errors import DatasetError
+
+
+@dataclass(frozen=True)
+class Part:
+    """One section, embedded; counts are kept sparse, since all sections are held at once."""
+
+    name: str
+    patient: str
+    spots: tuple[str, ...]
+    centers_l0: F64
+    array: F64
+    genes: tuple[str, ...]
+    expression: Sparse
+    totals: F64
+    embeddings: F32
+    source: dict[str, Any]
+
+
+def encode_section(
+    section: Section,
+    plan: BankPlan,
+    view: FieldOfView,
+    encoder: Encoder,
+    batch_size: int,
+    notices: Notices,
+    progress: Progress | None,
+) -> Part:
+    """Drop the spots that cannot be used, embed the others and normalise their counts."""
+    with open_slide(section.image_path, section.mpp) as slide:
+        _refuse_misplaced(section, extent_l0(plan.pitch_um, slide.mpp), slide.size_l0)
+        extent = extent_l0(view.sides_um[0], slide.mpp)
+        outside = outside_fraction(section.centers_l0, extent, slide.size_l0)
+        totals = section.counts.sum(axis=1).astype(np.float64)
+        lost = outside > plan.max_outside
+        if view.pooling == "map":
+            # A window without a cell has no mean; a patch beyond the image is white.
+            lost |= outside >= 1
+        kept = np.flatnonzero(~lost & (totals > 0))
+        centers = section.centers_l0[kept]
+        _notice_drops(section, plan, view, outside, lost, totals, kept, notices)
+        embeddings = np.empty((len(kept), check_view(view, encoder, None)), dtype=np.float32)
+        if view.pooling == "map" and len(kept):
+            found = _map_embeddings(section, slide, centers, view, encoder, notices, progress)
+        else:
+            found = iter_patch_embeddings(slide, centers, encoder, view, batch_size, progress)
+        for places, batch in found:
+            embeddings[places] = batch
+    return Part(
+        name=section.name,
+        patient=section.patient,
+        spots=tuple(section.spots[i] for i in kept),
+        centers_l0=centers,
+        array=section.array[kept],
+        genes=section.genes,
+        expression=_to_sparse(log1p_cp10k(section.counts[kept], totals[kept])),
+        totals=totals[kept],
+        embeddings=embeddings,
+        source={"image": section.image_path.name, "mpp_um": section.mpp, "n_spots": len(kept)},
+    )
+
+
+def _map_embeddings(
+    section: Section,
+    slide: Slide,
+    centers_l0: F64,
+    view: FieldOfView,
+    encoder: Encoder,
+    notices: Notices,
+    progress: Progress | None,
+) -> Iterator[tuple[I64, F32]]:
+    source = SlideCells(slide, encoder, view.um_per_px, None)
+    tissue = tissue_on(source.lattice, find_tissue(slide), slide.mpp)
+    centers = source.lattice.to_cells(centers_l0, slide.mpp)
+    plan = view.plan(centers, source.lattice.cell_um, tissue)
+    if plan.by_area.any():
+        notices.add(
+            f"section {section.name}: {int(plan.by_area.sum())} spots have hardly any tissue in their window "
+            f"of {view.sides_um[0]:g} µm; all that is in their windows is averaged, glass too"
+        )
+    return iter_map_embeddings(source, plan, plan.needed, encoder, progress)
+
+
+def _refuse_misplaced(section: Section, pitch_l0: tuple[float, float], size_l0: tuple[int, int]) -> None:
+    """Refuse places that are not of this image.
+
+    An array may reach over the edge of its image, but a spot half a pitch beyond cannot have been seen.
+    """
+    outside = outside_px(section.centers_l0, size_l0)
+    n_outside = int((outside > max(pitch_l0) / 2).sum())
+    if n_outside:
+        worst = int(np.argmax(outside))
+        cause = (
+            f"section {section.name}: {n_outside} of {len(outside)} spots lie outside its image of "
+            f"{size_l0[0]}x{size_l0[1]} px, spot {section.spots[worst]} by {outside[worst]:.0f} px"
+        )
+        raise DatasetError(section.image_path, cause, "check that image and selection file belong together")
+
+
+def _notice_drops(
+    section: Section,
+    plan: BankPlan,
+    view: FieldOfView,
+    outside: F64,
+    lost: Bool,
+    totals: F64,
+    kept: I64,
+    notices: Notices,
+) -> None:
+    part = "all" if plan.max_outside == 1 else f"more than {plan.max_outside:.0%}"
+    dropped = {
+        "have a place but no counts": section.n_places_only,
+        "have counts but no place": section.n_counts_only,
+        "have no counts above 0": int((totals == 0).sum()),
+        f"have {part} of their {view.sides_um[0]:g} µm outside the image": int(lost.sum()),
+    }
+    for cause, n_lost in dropped.items():
+        if n_lost:
+            notices.add(f"section {section.name}: {n_lost} spots {cause}; dropped")
+    n_padded = int((outside[kept] > 0).sum())
+    if n_padded and view.pooling == "patch":
+        notices.add(
+            f"section {section.name}: the patches of {n_padded} spots reach beyond the image; "
+            "filled up with white"
+        )
+
+
+def _to_sparse(dense: F32) -> Sparse:
+    rows, columns = np.nonzero(dense)
+    indptr = np.searchsorted(rows, np.arange(len(dense) + 1)).astype(np.int64)
+    return Sparse(dense[rows, columns], columns.astype(np.int32), indptr, dense.shape[1])

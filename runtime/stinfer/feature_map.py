@@ -1,0 +1,218 @@
+"""The feature map of a slide: its tissue encoded once, in large regions, band by band.
+
+Regions are read at the bank's µm per pixel with a halo of cells around them that the backbone needs to
+see and that is then cut off, so that a cell does not depend on how the slide was cut into regions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from stinfer.contract import F32, F64, Bool, MapTraits, WindowShape
+from stinfer.encoder import Encoder
+from stinfer.errors import SettingError
+from stinfer.geometry import extent_l0
+from stinfer.lattice import Lattice, Region, cells_under, lay_lattice, plan_bands
+from stinfer.slide import Slide
+from stinfer.tissue import TissueMask
+from stinfer.windows import WindowPooler
+
+# Side of a region with its halo: larger ones compute less halo for what they keep, smaller ones need less
+# memory; this one takes 0.4 GB with resnet18.
+ENCODED_PX = 2048
+# Where less of a place's smallest window is tissue, all of its windows counts: there is too little to go by.
+MIN_WINDOW_TISSUE = 0.05
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Band:
+    """Some rows of the map.
+
+    Parameters
+    ----------
+    first_row : of the lattice
+    features : (n_rows, n_columns, channels), 0 where a cell was not needed
+    """
+
+    first_row: int
+    features: F32
+
+
+class CellSource(Protocol):
+    """Where cells come from: a slide that is encoded, or a file that holds its map.
+
+    Attributes
+    ----------
+    lattice : Lattice
+        What the cells lie on.
+    """
+
+    lattice: Lattice
+
+    def iter_bands(self, needed: Bool, progress: Progress | None) -> Iterator[Band]:
+        """Give the needed cells, (n_rows, n_columns), in bands from top to bottom."""
+
+
+class SlideCells:
+    """The cells of a slide, encoded as they are asked for.
+
+    Parameters
+    ----------
+    slide : open slide
+    encoder : a backbone whose card has `map_traits`
+    um_per_px : scale at which the backbone sees the tissue
+    projection : (channels, n), applied to every cell; None to keep what the backbone gives
+    region_px : largest side of a region without its halo; by default what is left of `ENCODED_PX`
+
+    Raises
+    ------
+    SettingError
+        The backbone has no map.
+    """
+
+    def __init__(
+        self,
+        slide: Slide,
+        encoder: Encoder,
+        um_per_px: float,
+        projection: F32 | None,
+        *,
+        region_px: int | None = None,
+    ) -> None:
+        self.lattice = lay_lattice(slide.size_l0, slide.mpp, cell_um(encoder, um_per_px))
+        self._traits = map_traits(encoder)
+        self._slide = slide
+        self._encoder = encoder
+        self._um_per_px = um_per_px
+        self._projection = projection
+        if region_px is None:
+            region_px = ENCODED_PX - 2 * self._traits.halo_cells * encoder.card.stride
+        self._region_cells = max(region_px // encoder.card.stride, 1)
+
+    def iter_bands(self, needed: Bool, progress: Progress | None) -> Iterator[Band]:
+        """Encode the needed cells; regions that hold none are never read."""
+        bands = plan_bands(needed, self._region_cells, self._traits.halo_cells)
+        shapes = [region.shape for regions in bands for region in regions]
+        largest = (
+            max((rows for rows, _ in shapes), default=0),
+            max((columns for _, columns in shapes), default=0),
+        )
+        total, done = len(shapes), 0
+        if progress is not None:
+            progress(0, total, "regions")
+        for regions in bands:
+            first = min(region.first_row for region in regions)
+            last = max(region.last_row for region in regions)
+            features: F32 | None = None
+            for region in regions:
+                # The first as large as any: what memory it leaves then serves all others, piece by piece.
+                cells = self._encode(region, largest if done == 0 else region.shape)
+                if features is None:
+                    shape = (last - first, self.lattice.n_columns, cells.shape[2])
+                    features = np.zeros(shape, dtype=np.float32)
+                rows = slice(region.first_row - first, region.last_row - first)
+                features[rows, region.first_column : region.last_column] = cells
+                done += 1
+                if progress is not None:
+                    progress(done, total, "regions")
+            if features is not None:
+                yield Band(first, features)
+
+    def _encode(self, region: Region, shape: tuple[int, int]) -> F32:
+        """Encode rows and columns from a region's first on; return its own, (n_rows, n_columns, channels)."""
+        halo, stride = self._traits.halo_cells, self._encoder.card.stride
+        corner_px = [
+            (first - halo) * stride - offset
+            for first, offset in zip(
+                (region.first_column, region.first_row), self._traits.offset_px, strict=True
+            )
+        ]
+        size_px = (
+            (shape[1] + 2 * halo) * stride,
+            (shape[0] + 2 * halo) * stride,
+        )
+        l0_per_px = [self._um_per_px / scale for scale in self._slide.mpp]
+        pixels = self._slide.read(
+            (corner_px[0] * l0_per_px[0], corner_px[1] * l0_per_px[1]),
+            (size_px[0] * l0_per_px[0], size_px[1] * l0_per_px[1]),
+            size_px,
+        )
+        features = self._encoder.features(pixels[np.newaxis])[0]
+        inner = features[:, halo : halo + region.shape[0], halo : halo + region.shape[1]]
+        cells = np.ascontiguousarray(inner.transpose(1, 2, 0))
+        return cells if self._projection is None else np.asarray(cells @ self._projection, dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class WindowPlan:
+    """The windows of some places on a lattice.
+
+    Parameters
+    ----------
+    centers : (n, 2), x and y in units of cells
+    sides : of the windows, in cells, ascending
+    shape : ``square`` or ``disc``
+    tissue : (n_rows, n_columns), part of each cell that is tissue
+    by_area : (n,), places whose windows are averaged with no regard to tissue, since there is hardly any
+    needed : (n_rows, n_columns), cells that any place's embedding depends on
+    """
+
+    centers: F64
+    sides: tuple[float, ...]
+    shape: WindowShape
+    tissue: F32
+    by_area: Bool
+    needed: Bool
+
+
+def plan_windows(centers: F64, sides: tuple[float, ...], shape: WindowShape, tissue: F32) -> WindowPlan:
+    """Find what a set of places needs of a map.
+
+    What a place needs, and how it is weighed, never depends on the other places.
+
+    Parameters
+    ----------
+    centers, sides, shape, tissue : see `WindowPlan`
+    """
+    n_rows, n_columns = tissue.shape
+    share = np.zeros(len(centers), dtype=np.float32)
+    pooler = WindowPooler(centers, sides[:1], shape, n_rows=n_rows, n_columns=n_columns)
+    everywhere = np.ones_like(tissue)
+    for pooled in (pooler.feed(0, tissue[:, :, np.newaxis], everywhere), pooler.finish()):
+        for places, means in pooled:
+            share[places] = means[:, 0, 0]
+    by_area = share < MIN_WINDOW_TISSUE
+    needed = cells_under(centers[~by_area], sides[-1], tissue.shape) & (tissue > 0)
+    needed |= cells_under(centers[by_area], sides[-1], tissue.shape)
+    return WindowPlan(centers, sides, shape, tissue, by_area, needed)
+
+
+def tissue_on(lattice: Lattice, tissue: TissueMask, mpp: tuple[float, float]) -> F32:
+    """Return the part of each cell of a lattice that is tissue, (n_rows, n_columns)."""
+    return tissue.cells((lattice.n_rows, lattice.n_columns), extent_l0(lattice.cell_um, mpp))
+
+
+def map_traits(encoder: Encoder) -> MapTraits:
+    """Return how to join the backbone's map.
+
+    Raises
+    ------
+    SettingError
+        It has none.
+    """
+    traits = encoder.card.map_traits
+    if traits is None:
+        what = f"{encoder.card.backbone} cannot encode a slide as a map: {encoder.card.map_refusal}"
+        raise SettingError(what, "build the bank with --pooling patch, or with another backbone")
+    return traits
+
+
+def cell_um(encoder: Encoder, um_per_px: float) -> float:
+    """Return the side of a cell."""
+    return encoder.card.stride * um_per_px

@@ -1,0 +1,423 @@
+"""A slide's feature map as a file: predict again, elsewhere or other genes, without the slide.
+
+It is an HDF5 file that is also an AnnData object: a row of `X` per cell of tissue. The layout is
+`reference_bank/FORMAT.md`; nothing in it is trusted before its hash is checked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from stinfer import h5ad
+from stinfer.bank import DAMAGE, Bank
+from stinfer.contract import F32, MAP_FORMAT_VERSION, MPP_MAX_UM, MPP_MIN_UM, U8, AnyArray, Bool
+from stinfer.errors import (
+    MapAlteredError,
+    MapError,
+    MapForeignError,
+    MapFormatError,
+    MapTooSmallError,
+    MapVersionError,
+    first_line,
+)
+from stinfer.feature_map import Band, CellSource, Progress
+from stinfer.files import is_file
+from stinfer.integrity import array_header, hash_arrays, hash_json
+from stinfer.lattice import Lattice, lay_lattice
+from stinfer.tissue import TissueMask
+
+# Rows of the lattice that are read at once.
+_BAND_ROWS = 48
+# Rows of cells that are hashed at once.
+_ROWS_PER_BLOCK = 4096
+# A lattice of more would be larger than any slide.
+_MAX_CELLS = 2**26
+_MAX_CHANNELS = 2**16
+_IMAGE_LIMIT_BYTES = 64 * 2**20
+_SHA256_DIGITS = 64
+
+
+@dataclass(frozen=True)
+class MapRecipe:
+    """What cells depend on beside the slide: a map is of use with banks of the same recipe.
+
+    Parameters
+    ----------
+    backbone, model_sha256, um_per_px : as in the bank's settings
+    projection_sha256 : of the bank's projection; ``none`` where it has none
+    """
+
+    backbone: str
+    model_sha256: str
+    um_per_px: float
+    projection_sha256: str
+
+    @classmethod
+    def of(cls, bank: Bank) -> MapRecipe:
+        """Take it from a bank."""
+        s = bank.settings
+        projection = "none" if bank.projection is None else hash_arrays(bank.projection)
+        return cls(s.backbone, s.model_sha256, s.um_per_px, projection)
+
+
+@dataclass(frozen=True)
+class MapSubject:
+    """The slide that a map is of.
+
+    Parameters
+    ----------
+    name, sha256 : of its file
+    size_l0 : width and height, level-0 px
+    mpp : µm per level-0 pixel, x and y
+    mpp_source : where the scale comes from
+    hires, lowres : (height, width, 3) uint8 RGB thumbnails
+    tissue : where its tissue is
+    """
+
+    name: str
+    sha256: str
+    size_l0: tuple[int, int]
+    mpp: tuple[float, float]
+    mpp_source: str
+    hires: U8
+    lowres: U8
+    tissue: TissueMask
+
+
+class MapWriter:
+    """Writes cells as they pass by.
+
+    Parameters
+    ----------
+    source : of the cells
+    new : the file
+    held : (n_rows, n_columns), cells to write
+    """
+
+    def __init__(self, source: CellSource, new: h5ad.NewFile, held: Bool) -> None:
+        self.lattice = source.lattice
+        self.n_written = 0
+        self.digest = hashlib.sha256()
+        self._source, self._new, self._held = source, new, held
+        self._cells: h5py.Dataset | None = None
+
+    def iter_bands(self, needed: Bool, progress: Progress | None) -> Iterator[Band]:
+        """Give the source's bands and write their cells; see `stinfer.feature_map.CellSource`."""
+        for band in self._source.iter_bands(needed, progress):
+            held = self._held[band.first_row : band.first_row + len(band.features)]
+            cells = band.features[held]
+            if self._cells is None:
+                shape = (int(self._held.sum()), cells.shape[1])
+                self._cells = h5ad.create_matrix(self._new.root, "X", shape, chunks=(1024, shape[1]))
+                self.digest.update(array_header(np.dtype(np.float32), shape))
+                channels = [f"channel_{i}" for i in range(shape[1])]
+                h5ad.write_table(self._new.root, "var", channels, {})
+            self._cells[self.n_written : self.n_written + len(cells)] = cells
+            self.digest.update(np.ascontiguousarray(cells, dtype="<f4").view(np.uint8).data)
+            self.n_written += len(cells)
+            self._new.check()
+            yield band
+
+
+@contextlib.contextmanager
+def writing_map(
+    path: Path, source: CellSource, held: Bool, tissue: F32, subject: MapSubject, recipe: MapRecipe
+) -> Iterator[MapWriter]:
+    """Write a map while its cells are used; complete when the block ends, or not there at all.
+
+    Parameters
+    ----------
+    path : where to write
+    source : of the cells
+    held : (n_rows, n_columns), cells to hold; all must be asked of the writer
+    tissue : (n_rows, n_columns), part of each cell that is tissue
+    subject : the slide
+    recipe : of the bank
+
+    Raises
+    ------
+    OutputWriteError
+        The disk is full, or the folder cannot be written.
+    """
+    lattice = source.lattice
+    rows, columns = np.nonzero(held)
+    with h5ad.new_file(path) as new:
+        writer = MapWriter(source, new, held)
+        yield writer
+        if writer.n_written != len(rows):
+            msg = f"{writer.n_written} of {len(rows)} cells were written"
+            raise RuntimeError(msg)
+        obs = {
+            "array_row": rows.astype(np.int32),
+            "array_col": columns.astype(np.int32),
+            "tissue_fraction": tissue[held],
+        }
+        names = [f"{column}x{row}" for row, column in zip(rows.tolist(), columns.tolist(), strict=True)]
+        h5ad.write_table(new.root, "obs", names, obs)
+        centers_um = (np.stack([columns, rows], axis=1) + 0.5) * lattice.cell_um
+        h5ad.write_array(new.root["obsm"], "spatial", centers_um / np.asarray(subject.mpp))
+        uns: dict[str, Any] = {
+            **_settings(lattice, subject, recipe),
+            "hires": subject.hires,
+            "lowres": subject.lowres,
+            "tissue_mask": subject.tissue.mask,
+        }
+        hashes = {
+            "settings": hash_json(_settings(lattice, subject, recipe)),
+            "cells": writer.digest.hexdigest(),
+            "places": hash_arrays(*obs.values()),
+            "images": hash_arrays(subject.hires, subject.lowres, subject.tissue.mask),
+        }
+        h5ad.write_mapping(new.root["uns"], "stinfer", {**uns, "hashes": hashes})
+
+
+def _settings(lattice: Lattice, subject: MapSubject, recipe: MapRecipe) -> dict[str, str | int | float]:
+    return {
+        "format_version": MAP_FORMAT_VERSION,
+        "kind": "map",
+        **asdict(recipe),
+        "cell_um": lattice.cell_um,
+        "n_rows": lattice.n_rows,
+        "n_columns": lattice.n_columns,
+        "slide_name": subject.name,
+        "slide_sha256": subject.sha256,
+        "width_px": subject.size_l0[0],
+        "height_px": subject.size_l0[1],
+        "mpp_x_um": subject.mpp[0],
+        "mpp_y_um": subject.mpp[1],
+        "mpp_source": subject.mpp_source,
+        "tissue_l0_per_px_x": subject.tissue.l0_per_px[0],
+        "tissue_l0_per_px_y": subject.tissue.l0_per_px[1],
+        "tissue_chroma_threshold": subject.tissue.threshold,
+    }
+
+
+def is_map(path: Path) -> bool:
+    """Say whether a file is a saved map, whole or not."""
+    if not is_file(path) or not h5py.is_hdf5(path):
+        return False
+    try:
+        with h5py.File(path, "r") as file:
+            return bool(h5ad.read_scalars(file["uns/stinfer"]).get("kind") == "map")
+    except DAMAGE:
+        return path.name.endswith(".map.h5")
+
+
+class MapFile:
+    """An open map, checked.
+
+    Parameters
+    ----------
+    path : the file
+
+    Attributes
+    ----------
+    subject : MapSubject
+        The slide.
+    recipe : MapRecipe
+        What its cells were made with.
+    lattice : Lattice
+        What they lie on.
+    tissue : ndarray
+        (n_rows, n_columns), part of each cell that is tissue.
+
+    Raises
+    ------
+    MapFormatError, MapVersionError
+        There is no map there that this program reads.
+    MapAlteredError
+        A part is not what was written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with h5py.File(path, "r") as file:
+                h5ad.refuse_links(file)
+                self._read(file)
+        except MapError:
+            raise
+        except DAMAGE as error:
+            cause = f"it is cut short, damaged or no map ({first_line(error)})"
+            raise MapFormatError(path, cause) from error
+
+    @property
+    def size_l0(self) -> tuple[int, int]:
+        """Width and height of the slide, level-0 px."""
+        return self.subject.size_l0
+
+    @property
+    def mpp(self) -> tuple[float, float]:
+        """µm per level-0 pixel of the slide, x and y."""
+        return self.subject.mpp
+
+    def refuse_foreign(self, bank: Bank) -> None:
+        """Check that the cells were made as the bank's references.
+
+        Raises
+        ------
+        MapForeignError
+            They were not.
+        """
+        mine, theirs = asdict(self.recipe), asdict(MapRecipe.of(bank))
+        if bank.settings.pooling != "map":
+            cause = "the bank encodes patches, not maps"
+            raise MapForeignError(self.path, bank.path, cause)
+        for name, words in _RECIPE_WORDS.items():
+            if mine[name] != theirs[name]:
+                cause = f"its {words} is {_short(mine[name])}, the bank's {_short(theirs[name])}"
+                raise MapForeignError(self.path, bank.path, cause)
+
+    def iter_bands(self, needed: Bool, progress: Progress | None) -> Iterator[Band]:
+        """Read the needed cells; see `stinfer.feature_map.CellSource`.
+
+        Raises
+        ------
+        MapTooSmallError
+            Some of them are not in the file.
+        """
+        held = np.zeros(needed.shape, dtype=bool)
+        held[self._rows, self._columns] = True
+        n_missing = int((needed & ~held).sum())
+        if n_missing:
+            raise MapTooSmallError(self.path, n_missing)
+        tops = [top for top in range(0, len(needed), _BAND_ROWS) if needed[top : top + _BAND_ROWS].any()]
+        if progress is not None:
+            progress(0, len(tops), "bands")
+        with h5py.File(self.path, "r") as file:
+            for done, top in enumerate(tops, start=1):
+                n_rows = min(_BAND_ROWS, len(needed) - top)
+                first, last = np.searchsorted(self._rows, [top, top + n_rows])
+                features = np.zeros((n_rows, needed.shape[1], file["X"].shape[1]), dtype=np.float32)
+                features[self._rows[first:last] - top, self._columns[first:last]] = file["X"][first:last]
+                yield Band(top, features)
+                if progress is not None:
+                    progress(done, len(tops), "bands")
+
+    def _read(self, file: h5py.File) -> None:
+        uns = file["uns/stinfer"]
+        s = h5ad.read_scalars(uns)
+        if s.get("kind") != "map":
+            cause = "it is an HDF5 file, but no map"
+            raise MapFormatError(self.path, cause)
+        if s["format_version"] != MAP_FORMAT_VERSION:
+            raise MapVersionError(self.path, int(s["format_version"]), MAP_FORMAT_VERSION)
+        self.lattice = _read_lattice(s)
+        self.recipe = MapRecipe(
+            str(s["backbone"]), str(s["model_sha256"]), float(s["um_per_px"]), str(s["projection_sha256"])
+        )
+        mask = TissueMask(
+            h5ad.read_array(uns, "tissue_mask", limit_bytes=_IMAGE_LIMIT_BYTES),
+            (float(s["tissue_l0_per_px_x"]), float(s["tissue_l0_per_px_y"])),
+            float(s["tissue_chroma_threshold"]),
+        )
+        self.subject = MapSubject(
+            name=str(s["slide_name"]),
+            sha256=str(s["slide_sha256"]),
+            size_l0=(int(s["width_px"]), int(s["height_px"])),
+            mpp=(float(s["mpp_x_um"]), float(s["mpp_y_um"])),
+            mpp_source=str(s["mpp_source"]),
+            hires=h5ad.read_array(uns, "hires", limit_bytes=_IMAGE_LIMIT_BYTES),
+            lowres=h5ad.read_array(uns, "lowres", limit_bytes=_IMAGE_LIMIT_BYTES),
+            tissue=mask,
+        )
+        rows, columns, tissue = (
+            h5ad.read_array(file["obs"], name) for name in ("array_row", "array_col", "tissue_fraction")
+        )
+        images = hash_arrays(self.subject.hires, self.subject.lowres, mask.mask)
+        found = {
+            "settings": hash_json(_settings(self.lattice, self.subject, self.recipe)),
+            "cells": _hash_rows(file["X"]),
+            "places": hash_arrays(rows, columns, tissue),
+            "images": images,
+        }
+        written = h5ad.read_scalars(uns["hashes"])
+        for part, digest in found.items():
+            if written.get(part) != digest:
+                cause = f"SHA-256 {digest[:12]}…, written was {str(written.get(part))[:12]}…"
+                raise MapAlteredError(self.path, part, cause)
+        self._check(file["X"], rows, columns, tissue)
+        self._rows, self._columns = rows.astype(np.int64), columns.astype(np.int64)
+        self.tissue = np.zeros((self.lattice.n_rows, self.lattice.n_columns), dtype=np.float32)
+        self.tissue[self._rows, self._columns] = tissue
+
+    def _check(self, cells: h5py.Dataset, rows: AnyArray, columns: AnyArray, tissue: AnyArray) -> None:
+        """Refuse parts that do not fit together, whatever their hashes say."""
+        subject, lattice = self.subject, self.lattice
+        mask = subject.tissue.mask
+        order = rows.astype(np.int64) * lattice.n_columns + columns
+        checks = {
+            "its scale is no slide's": all(MPP_MIN_UM <= value <= MPP_MAX_UM for value in subject.mpp),
+            "its slide has no size": min(subject.size_l0) > 0,
+            "it has no cells": len(rows) > 0,
+            "its cells do not fit their places": rows.shape == columns.shape == tissue.shape == (len(cells),),
+            "its cells lie outside the slide or are not in order": (
+                0 <= rows.min(initial=0) <= rows.max(initial=0) < lattice.n_rows
+                and 0 <= columns.min(initial=0) <= columns.max(initial=0) < lattice.n_columns
+                and bool((np.diff(order) > 0).all())
+            ),
+            "its tissue is not of 0 to 1": bool(((tissue >= 0) & (tissue <= 1)).all()),
+            "its images are no pictures": all(
+                image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8
+                for image in (subject.hires, subject.lowres)
+            ),
+            "its tissue mask is no mask": mask.ndim == 2 and mask.dtype == np.bool_ and mask.size > 0,
+            "its numbers are not of the format's types": (
+                rows.dtype.kind == columns.dtype.kind == "i" and tissue.dtype == np.float32
+            ),
+            "its tissue mask has no scale": min(subject.tissue.l0_per_px) > 0,
+        }
+        for cause, holds in checks.items():
+            if not holds:
+                raise MapFormatError(self.path, cause)
+
+
+_RECIPE_WORDS = {
+    "model_sha256": "model's SHA-256",
+    "um_per_px": "µm per pixel",
+    "projection_sha256": "projection's SHA-256",
+    "backbone": "backbone",
+}
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return f"{text[:12]}…" if len(text) == _SHA256_DIGITS else text
+
+
+def _read_lattice(settings: dict[str, Any]) -> Lattice:
+    """Read the lattice and check that it is the slide's, before anything of its size is made."""
+    size_l0 = (int(settings["width_px"]), int(settings["height_px"]))
+    mpp = (float(settings["mpp_x_um"]), float(settings["mpp_y_um"]))
+    lattice = Lattice(float(settings["cell_um"]), int(settings["n_rows"]), int(settings["n_columns"]))
+    if not 0 < lattice.n_rows * lattice.n_columns <= _MAX_CELLS or lattice.cell_um <= 0:
+        msg = f"a lattice of {lattice.n_rows} x {lattice.n_columns} cells of {lattice.cell_um} µm"
+        raise ValueError(msg)
+    if lay_lattice(size_l0, mpp, lattice.cell_um) != lattice:
+        msg = "its lattice is not that of its slide"
+        raise ValueError(msg)
+    return lattice
+
+
+def _hash_rows(cells: h5py.Dataset) -> str:
+    """Hash a matrix block by block; its values must be finite."""
+    if cells.ndim != 2 or cells.dtype != np.float32 or not 0 < cells.shape[1] <= _MAX_CHANNELS:
+        msg = f"X is {cells.dtype} {cells.shape}, expected a float32 matrix"
+        raise ValueError(msg)
+    h5ad.refuse_outsized(cells)
+    digest = hashlib.sha256(array_header(cells.dtype, cells.shape))
+    for first in range(0, len(cells), _ROWS_PER_BLOCK):
+        block = cells[first : first + _ROWS_PER_BLOCK]
+        if not np.isfinite(block).all():
+            msg = "X holds values that are not finite"
+            raise ValueError(msg)
+        digest.update(np.ascontiguousarray(block, dtype="<f4").view(np.uint8).data)
+    return digest.hexdigest()

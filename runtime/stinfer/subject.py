@@ -1,0 +1,124 @@
+"""What a prediction is of: an open slide, or the saved map of one."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from stinfer.contract import U8
+from stinfer.errors import SettingError
+from stinfer.files import sha256_file
+from stinfer.map_file import MapFile, MapSubject, is_map
+from stinfer.record import plain_name
+from stinfer.slide import Slide, open_slide
+from stinfer.tissue import TissueMask, find_tissue
+
+HIRES_PX = 2000
+LOWRES_PX = 600
+
+
+class Subject:
+    """A slide's facts, its thumbnails and its tissue, whichever file they come from.
+
+    Parameters
+    ----------
+    source : open slide, or open map
+
+    Attributes
+    ----------
+    path : Path
+        The file that was opened.
+    name, sha256 : str
+        Of the slide's file; a slide that is a folder of files has no one hash, and an empty one here.
+    size_l0 : tuple of int
+        Width and height in level-0 pixels.
+    mpp : tuple of float
+        µm per level-0 pixel, x and y.
+    mpp_source : str
+        Where the scale comes from.
+    hires, lowres : ndarray
+        (height, width, 3) uint8 RGB thumbnails.
+    """
+
+    def __init__(self, source: Slide | MapFile) -> None:
+        self.source = source
+        self.path = source.path
+        self.size_l0 = source.size_l0
+        self.mpp = source.mpp
+        self._tissue: TissueMask | None = None
+        self.hires: U8
+        self.lowres: U8
+        if isinstance(source, MapFile):
+            held = source.subject
+            self.name, self.sha256, self.mpp_source = held.name, held.sha256, held.mpp_source
+            self.hires, self.lowres, self._tissue = held.hires, held.lowres, held.tissue
+        else:
+            self.name = plain_name(source.path.name)
+            self.sha256 = sha256_file(source.path) if source.path.is_file() else ""
+            self.mpp_source = source.mpp_source
+            self.hires = source.thumbnail(HIRES_PX)
+            self.lowres = _reduced(self.hires, LOWRES_PX)
+
+    @property
+    def said_mpp(self) -> tuple[float, float] | None:
+        """What the slide's file says of its scale, where the user said something else."""
+        return self.source.said_mpp if isinstance(self.source, Slide) else None
+
+    def tissue(self) -> TissueMask:
+        """Find the tissue, once."""
+        if self._tissue is None:
+            if isinstance(self.source, MapFile):
+                return self.source.subject.tissue
+            self._tissue = find_tissue(self.source)
+        return self._tissue
+
+    def to_map(self) -> MapSubject:
+        """Return what a saved map holds of the slide."""
+        return MapSubject(
+            name=self.name,
+            sha256=self.sha256,
+            size_l0=self.size_l0,
+            mpp=self.mpp,
+            mpp_source=self.mpp_source,
+            hires=self.hires,
+            lowres=self.lowres,
+            tissue=self.tissue(),
+        )
+
+
+def _reduced(image: U8, longest_px: int) -> U8:
+    """Reduce a picture until its longer side is at most `longest_px`; never enlarge it."""
+    reduced = Image.fromarray(image)
+    reduced.thumbnail((longest_px, longest_px), Image.Resampling.BOX)
+    return np.asarray(reduced, dtype=np.uint8)
+
+
+@contextlib.contextmanager
+def open_subject(path: str | Path, mpp: float | None) -> Iterator[Subject]:
+    """Open a slide or a saved map.
+
+    Parameters
+    ----------
+    path : slide or map
+    mpp : µm per level-0 pixel, where the slide does not say or is wrong
+
+    Raises
+    ------
+    SlideError, MapError
+        It cannot be used.
+    SettingError
+        A scale is given for a map, whose cells have theirs.
+    """
+    path = Path(path)
+    if is_map(path):
+        if mpp is not None:
+            what = f"--mpp {mpp:g} is given for map {path}, whose cells were cut at the scale it holds"
+            raise SettingError(what, "leave it out, or predict from the slide itself")
+        yield Subject(MapFile(path))
+        return
+    with open_slide(path, mpp) as slide:
+        yield Subject(slide)
