@@ -99,7 +99,7 @@ def choose_view(plan: BankPlan, card: ModelCard) -> FieldOfView:
     um_per_px = sides_um[0] / card.input_size_px
     if um_per_px > MPP_MAX_UM:
         what = (
-            f"--fov-um {sides_um[0]:g} is {um_per_px:.3g} µm per pixel on the {card.input_size_px} px that "
+            f"--fov-um {sides_um[0]:g} is {um_per_px:.5g} µm per pixel on the {card.input_size_px} px that "
             f"{card.backbone} takes, more than {MPP_MAX_UM:g}"
         )
         raise SettingError(what, f"give at most {MPP_MAX_UM * card.input_size_px:g}, or use --pooling map")

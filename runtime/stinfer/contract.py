@@ -275,6 +275,9 @@ def _upgraded(mapping: Mapping[str, Any]) -> dict[str, Any]:
     if not 0 < patch_px <= _LARGEST_PATCH_PX:
         msg = f"patch_px is {patch_px}, expected above 0 and at most {_LARGEST_PATCH_PX}"
         raise ValueError(msg)
+    if mapping["pooling"] != "patch" or mapping["metric"] == "pca":
+        msg = f"pooling is {mapping['pooling']} and metric {mapping['metric']}, which version 1 has not"
+        raise ValueError(msg)
     return {**mapping, "fov_um": [fov_um], "window": "square", "um_per_px": fov_um / patch_px}
 
 

@@ -97,7 +97,8 @@ def plan_bands(needed: Bool, side_cells: int, halo_cells: int) -> list[list[Regi
             if rows.size:
                 first, last = top + int(rows.min()), top + int(rows.max()) + 1
                 band.append(Region(first, last, left + int(columns.min()), left + int(columns.max()) + 1))
-        bands.append(band)
+        if band:  # its rows may lie between two pieces
+            bands.append(band)
     return bands
 
 

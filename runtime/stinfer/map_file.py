@@ -276,6 +276,22 @@ class MapFile:
                 cause = f"its {words} is {_short(mine[name])}, the bank's {_short(theirs[name])}"
                 raise MapForeignError(self.path, bank.path, cause)
 
+    def refuse_other_cells(self, cell_um: float, n_channels: int) -> None:
+        """Check that the cells are such as the bank's model makes, whatever the file says of its recipe.
+
+        Raises
+        ------
+        MapFormatError
+            They have another size or number of channels.
+        """
+        found = (self.lattice.cell_um, self._n_channels)
+        if found != (cell_um, n_channels):
+            cause = (
+                f"its cells have {found[0]:g} µm and {found[1]} channels, its model makes them of "
+                f"{cell_um:g} µm and {n_channels} channels"
+            )
+            raise MapFormatError(self.path, cause)
+
     def iter_bands(self, needed: Bool, progress: Progress | None) -> Iterator[Band]:
         """Read the needed cells; see `stinfer.feature_map.CellSource`.
 
@@ -344,6 +360,7 @@ class MapFile:
             if written.get(part) != digest:
                 cause = f"SHA-256 {digest[:12]}…, written was {str(written.get(part))[:12]}…"
                 raise MapAlteredError(self.path, part, cause)
+        self._n_channels = int(file["X"].shape[1])
         self._check(file["X"], rows, columns, tissue)
         self._rows, self._columns = rows.astype(np.int64), columns.astype(np.int64)
         self.tissue = np.zeros((self.lattice.n_rows, self.lattice.n_columns), dtype=np.float32)

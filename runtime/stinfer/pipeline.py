@@ -275,6 +275,8 @@ def _map_embeddings(
     settings = bank.settings
     source: CellSource
     if isinstance(subject.source, MapFile):
+        n_channels = encoder.card.channels if bank.projection is None else bank.projection.shape[1]
+        subject.source.refuse_other_cells(cell_um(encoder, settings.um_per_px), n_channels)
         source, tissue = subject.source, subject.source.tissue
     else:
         source = SlideCells(_slide(subject), encoder, settings.um_per_px, bank.projection)

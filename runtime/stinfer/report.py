@@ -141,6 +141,12 @@ def grid_image(
     return GridImage(names, UNIT, lattice.n_rows, lattice.n_columns, pitch_um, lambda _: next(found))
 
 
+def _map_record(subject: Subject) -> dict[str, str]:
+    if not isinstance(subject.source, MapFile):
+        return {}
+    return {"map_name": plain_name(subject.path.name), "map_sha256": sha256_file(subject.path)}
+
+
 def run_record(
     slide: Subject, bank: Bank, places: Places, arguments: dict[str, Any], notices: Notices
 ) -> dict[str, Any]:
@@ -152,7 +158,7 @@ def run_record(
         "slide": {
             "name": slide.name,
             "sha256": slide.sha256,
-            **({"map_name": plain_name(slide.path.name)} if isinstance(slide.source, MapFile) else {}),
+            **_map_record(slide),
             "width_px": slide.size_l0[0],
             "height_px": slide.size_l0[1],
             "mpp_x_um": slide.mpp[0],

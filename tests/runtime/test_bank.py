@@ -236,8 +236,8 @@ CRAFTED_FIRST = [
     {"fov_um": [100.0]},
     {"patch_px": 10**9},
     {"patch_px": 0},
-    {"patch_px": "8"},
     {"pooling": "map"},
+    {"metric": "pca"},
 ]
 CRAFTED_SECOND = [
     {"fov_um": [900_000.0]},
@@ -245,7 +245,6 @@ CRAFTED_SECOND = [
     {"fov_um": [float("nan")]},
     {"fov_um": [-100.0]},
     {"fov_um": [[100.0]]},
-    {"fov_um": ["100"]},
     {"fov_um": [100.0, 200.0]},
     {"pooling": "map", "fov_um": [200.0, 100.0]},
     {"pooling": "map", "fov_um": [100.0, 100.0]},

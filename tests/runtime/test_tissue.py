@@ -183,3 +183,43 @@ def test_a_frame_of_tissue_from_edge_to_edge_is_all_tissue(tmp_path, color):
     Image.fromarray(pixels).save(tmp_path / "a.png")
     with open_slide(tmp_path / "a.png", 0.5) as slide:
         assert find_tissue(slide).mask.all()
+
+
+def test_the_tissue_of_each_cell_by_hand():
+    # Mask pixels of 10 x 20 px: the left column and the lower right pixel are tissue.
+    tissue = TissueMask(np.array([[True, False], [True, True]]), (10.0, 20.0), 0.1)
+    # Cells of 4 x 16 px. Across, column 2 is half tissue in the first row; down, row 1 is a quarter of
+    # the upper pixels, row 2 goes on for 8 px of 16 beyond the slide.
+    found = tissue.cells((3, 6), (4.0, 16.0))
+    upper = [1, 1, 0.5, 0, 0, 0]
+    lower = [1, 1, 1, 1, 1, 0]  # the sixth cell, from 20 px on, is beyond the slide
+    mixed = [0.25 * a + 0.75 * b for a, b in zip(upper, lower, strict=True)]
+    np.testing.assert_allclose(found, [upper, mixed, [0.5 * b for b in lower]], atol=1e-7)
+    assert found.dtype == np.float32
+
+
+def test_a_cell_that_is_half_off_the_slide_is_half_glass():
+    everywhere = TissueMask(np.ones((3, 3), dtype=bool), (10.0, 10.0), 0.1)
+    found = everywhere.cells((2, 3), (20.0, 20.0))
+    np.testing.assert_allclose(found, [[1, 0.5, 0], [0.5, 0.25, 0]], atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("shape", "cell_l0"), [((9, 7), (3.7, 9.1)), ((40, 50), (0.6, 2.0)), ((1, 1), (500, 500))]
+)
+def test_the_tissue_of_cells_equals_a_sum_over_pixels(shape, cell_l0):
+    mask = np.random.default_rng(5).random((11, 8)) < 0.5
+    found = TissueMask(mask, (3.3, 7.0), 0.1).cells(shape, cell_l0)
+
+    def overlap(first, cell, pixel, scale):
+        return max(min((first + 1) * cell, (pixel + 1) * scale) - max(first * cell, pixel * scale), 0.0)
+
+    expected = np.zeros(shape)
+    for row, column in np.ndindex(shape):
+        for y, x in zip(*np.nonzero(mask), strict=True):
+            area = overlap(column, cell_l0[0], x, 3.3) * overlap(row, cell_l0[1], y, 7.0)
+            expected[row, column] += area / (cell_l0[0] * cell_l0[1])
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    # None of the tissue is lost or counted twice, where the cells reach over the whole slide.
+    if shape[0] * cell_l0[1] >= 77 and shape[1] * cell_l0[0] >= 26.4:
+        assert found.sum() * cell_l0[0] * cell_l0[1] == pytest.approx(mask.sum() * 3.3 * 7.0, rel=1e-5)
