@@ -39,6 +39,7 @@ MPP_MAX_UM = 20.0
 # Bounds of what a model's card may say; a halo is read on every side of a region.
 MAX_HALO_CELLS = 16
 MAX_OFFSET_PX = 64
+MAX_STRIDE_PX = 256
 
 Pooling = Literal["patch", "map"]
 WindowShape = Literal["square", "disc"]
@@ -152,6 +153,10 @@ def _read_traits(props: Mapping[str, str]) -> dict[str, Any]:
         msg = (
             f"map_offset_px is {props['stinfer.map_offset_px']!r}, expected two numbers up to {MAX_OFFSET_PX}"
         )
+        raise ValueError(msg)
+    stride, channels = int(props["stinfer.stride"]), int(props["stinfer.channels"])
+    if not 1 <= stride <= MAX_STRIDE_PX or channels < 1:
+        msg = f"stride is {stride} and channels {channels}, expected 1 to {MAX_STRIDE_PX} and at least 1"
         raise ValueError(msg)
     head = base64.b64decode(props.get("stinfer.map_head", ""), validate=True)
     return {"map_traits": MapTraits(halo_cells, (offset_px[0], offset_px[1]), head), "map_refusal": ""}

@@ -96,6 +96,9 @@ class Encoder:
         self._head: ort.InferenceSession | None = None
         if self.card.map_traits is not None and self.card.map_traits.head:
             self._head = _load(self.card.map_traits.head, f"{source}, its head", [_CPU], threads)
+            given = sorted(item.name for item in self._head.get_inputs())
+            if given != [HEAD_INPUT]:
+                raise ModelFormatError(source, f"its head takes {given}, expected {HEAD_INPUT}")
 
     def embed(self, pixels: U8) -> F32:
         """Encode a batch of patches.

@@ -383,14 +383,14 @@ class MapFile:
             ),
             "its tissue is not of 0 to 1": bool(((tissue >= 0) & (tissue <= 1)).all()),
             "its images are no pictures": all(
-                image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8
+                image.ndim == 3 and image.shape[2] == 3 and image.size > 0 and image.dtype == np.uint8
                 for image in (subject.hires, subject.lowres)
             ),
             "its tissue mask is no mask": mask.ndim == 2 and mask.dtype == np.bool_ and mask.size > 0,
             "its numbers are not of the format's types": (
                 rows.dtype.kind == columns.dtype.kind == "i" and tissue.dtype == np.float32
             ),
-            "its tissue mask has no scale": min(subject.tissue.l0_per_px) > 0,
+            "its tissue mask has no scale": all(0 < scale < np.inf for scale in subject.tissue.l0_per_px),
         }
         for cause, holds in checks.items():
             if not holds:

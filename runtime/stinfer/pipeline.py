@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -187,7 +187,9 @@ def predict_slide(
         neighbors = stack.enter_context(NeighborFile(out.parent, len(places.names), k))
         if settings.pooling == "map":
             kept = None if map_path is None else beside[map_path]
-            embeddings = _map_embeddings(subject, places, opened_bank, encoder, kept, notices, progress)
+            cells = _map_embeddings(subject, places, opened_bank, encoder, kept, notices, progress)
+            # A map half written goes with the error, not when Python lets go of the last frame.
+            embeddings: Iterator[tuple[I64, F32]] = stack.enter_context(contextlib.closing(cells))
         else:
             embeddings = iter_patch_embeddings(
                 _slide(subject),
@@ -270,7 +272,7 @@ def _map_embeddings(
     map_path: Path | None,
     notices: Notices,
     progress: Progress | None,
-) -> Iterator[tuple[I64, F32]]:
+) -> Generator[tuple[I64, F32], None, None]:
     """Embed places through the windows of a map, and write the map if it is to be kept."""
     settings = bank.settings
     source: CellSource

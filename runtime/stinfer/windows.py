@@ -270,7 +270,7 @@ class WindowPooler:
         overlap = interval_overlap(y - self._half, y + self._half, self._held_rows[held])
         cells = self._held[held, columns.start : columns.stop]
         flat = cells.reshape(cells.shape[0], cells.shape[1] * cells.shape[2])  # a view: nothing is copied
-        in_rows = np.matmul(overlap.astype(np.float32), flat).reshape(-1, *cells.shape[1:])
+        in_rows = np.matmul(overlap.astype(np.float32), flat).reshape(len(overlap), *cells.shape[1:])
         half = self._half[:, None]
         for block in self._blocks(x):
             span = self._columns_under(x[block], self._reach)

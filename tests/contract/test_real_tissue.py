@@ -114,8 +114,9 @@ def test_mobilenetv2_predicts_c5_from_its_map(mobilenet: Path, tmp_path: Path) -
 
 # Some of C5's cells: 80 x 80 of them, some glass, two fifths of the tissue.
 BLOCK = (slice(100, 180), slice(120, 200))
-# Worst cell, over the root mean square of the cells' norms. The halo is chosen for 0.01 on painted tissue.
-REGION_TOLERANCE = 0.02
+# Worst cell, over the root mean square of the cells' norms: what the halo is chosen for, on painted tissue.
+# Measured here: 0.0046 and 0.0060.
+REGION_TOLERANCE = 0.01
 
 
 @needs_her2st
@@ -138,6 +139,5 @@ def test_cells_do_not_depend_on_how_a_slide_is_cut_into_regions(mobilenet: Path)
     rms = np.sqrt((cells[2048].astype(np.float64) ** 2).sum(axis=1).mean())
     for region_px in (512, 1024):
         worst = np.linalg.norm(cells[region_px] - cells[2048], axis=1).max() / rms
-        print(region_px, worst)
         # Equal cells would mean that the regions were the same.
         assert 0 < worst <= REGION_TOLERANCE

@@ -296,3 +296,14 @@ def test_what_is_not_a_map_in_order_is_refused() -> None:
             WindowPooler(np.zeros((1, 2)), sides, "square", 4, 4)
     with pytest.raises(ValueError, match="finite centres"):
         WindowPooler(np.array([[0.0, np.inf]]), (1.0,), "square", 4, 4)
+
+
+@pytest.mark.parametrize("shape", ["square", "disc"])
+def test_a_window_beyond_the_lattice_weighs_nothing(shape):
+    centers = np.array([[2.0, -9.0], [2.0, 2.0], [40.0, 2.0], [2.0, 30.0]])
+    pooler = WindowPooler(centers, (2.0,), shape, n_columns=5, n_rows=5)
+    ones = np.ones((5, 5), dtype=np.float32)
+    means = np.empty((4, 1, 1))
+    for places, found in (*pooler.feed(0, ones[..., np.newaxis], ones), *pooler.finish()):
+        means[places] = found
+    np.testing.assert_allclose(means[:, 0, 0], [0, 1, 0, 0], atol=1e-6)
