@@ -136,7 +136,7 @@ def bank_group() -> None:
     type=FiniteRange(min=0, max=1),
     default=0.25,
     show_default=True,
-    help="Drop a spot if more than this part of its patch is outside the image.",
+    help="Drop a spot if more than this part of its patch, or smallest window, is outside the image.",
 )
 @click.option(
     "--metric",

@@ -42,6 +42,7 @@ def shows_errors(command: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        _signals.clear()
         for name in ("SIGTERM", "SIGHUP"):
             if hasattr(signal, name):
                 # Unwinds, so that what is half-written goes.
@@ -57,8 +58,18 @@ def shows_errors(command: Callable[P, R]) -> Callable[P, R]:
     return wrapped
 
 
+_signals: list[int] = []
+
+
 def _leave(number: int, _: FrameType | None) -> None:
+    _signals.append(number)
     raise SystemExit(128 + number)
+
+
+def _leave_if_told() -> None:
+    """Leave after a signal whose exit was lost: Python drops what is raised in a callback of its own."""
+    if _signals:
+        raise SystemExit(128 + _signals[-1])
 
 
 class _ClickHandler(logging.Handler):
@@ -95,6 +106,7 @@ class ProgressBar:
 
     def __call__(self, done: int, total: int, unit: str) -> None:
         """Show that `done` of `total` patches, regions or bands are done."""
+        _leave_if_told()
         if self._quiet:
             return
         if self._bar is None:

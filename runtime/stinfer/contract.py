@@ -37,9 +37,11 @@ MPP_MIN_UM = 0.05
 MPP_MAX_UM = 20.0
 
 # Bounds of what a model's card may say; a halo is read on every side of a region.
+MAX_INPUT_PX = 4096
 MAX_HALO_CELLS = 16
 MAX_OFFSET_PX = 64
 MAX_STRIDE_PX = 256
+MAX_HALO_PX = 1536
 
 Pooling = Literal["patch", "map"]
 WindowShape = Literal["square", "disc"]
@@ -127,6 +129,9 @@ class ModelCard:
         if version != MODEL_FORMAT_VERSION:
             msg = f"format version {version}, expected {MODEL_FORMAT_VERSION}"
             raise ValueError(msg)
+        if not 1 <= int(props["stinfer.input_size_px"]) <= MAX_INPUT_PX or int(props["stinfer.dim"]) < 1:
+            msg = f"input_size_px is not 1 to {MAX_INPUT_PX}, or dim is below 1"
+            raise ValueError(msg)
         return cls(
             backbone=props["stinfer.backbone"],
             input_size_px=int(props["stinfer.input_size_px"]),
@@ -157,6 +162,9 @@ def _read_traits(props: Mapping[str, str]) -> dict[str, Any]:
     stride, channels = int(props["stinfer.stride"]), int(props["stinfer.channels"])
     if not 1 <= stride <= MAX_STRIDE_PX or channels < 1:
         msg = f"stride is {stride} and channels {channels}, expected 1 to {MAX_STRIDE_PX} and at least 1"
+        raise ValueError(msg)
+    if 2 * halo_cells * stride > MAX_HALO_PX:
+        msg = f"a halo of {halo_cells} cells of {stride} px is more than {MAX_HALO_PX} px on two sides"
         raise ValueError(msg)
     head = base64.b64decode(props.get("stinfer.map_head", ""), validate=True)
     return {"map_traits": MapTraits(halo_cells, (offset_px[0], offset_px[1]), head), "map_refusal": ""}
@@ -220,6 +228,13 @@ class BankSettings:
     annoy_seed: int
     annoy_recall: float
     software: str
+
+    def __post_init__(self) -> None:
+        # A whole number is written, and hashed, as the float that it is read back as.
+        object.__setattr__(self, "fov_um", tuple(float(side_um) for side_um in self.fov_um))
+        for field in fields(self):
+            if field.type == "float":
+                object.__setattr__(self, field.name, float(getattr(self, field.name)))
 
     def to_mapping(self, version: int = BANK_FORMAT_VERSION) -> dict[str, Any]:
         """Return the settings with the format version, as they are written and hashed.
@@ -314,8 +329,12 @@ def _check_settings(values: Mapping[str, Any]) -> None:
     if values["pooling"] == "patch" and (len(values["fov_um"]) != 1 or values["window"] != "square"):
         msg = f"a bank of patches has windows {values['fov_um']}, {values['window']}, expected one square"
         raise ValueError(msg)
-    if not values["fov_um"][-1] / values["um_per_px"] <= _LARGEST_PATCH_PX * MAX_WINDOWS:
-        msg = f"fov_um is {values['fov_um']} at {values['um_per_px']} µm per pixel: too many pixels"
+    largest_px = _LARGEST_PATCH_PX if values["pooling"] == "patch" else _LARGEST_WINDOW_PX
+    if not 0.5 < values["fov_um"][-1] / values["um_per_px"] <= largest_px:
+        msg = f"fov_um is {values['fov_um']} at {values['um_per_px']} µm per px: not 1 to {largest_px} px"
+        raise ValueError(msg)
+    if values["pooling"] == "map" and values["um_per_px"] < MPP_MIN_UM:
+        msg = f"um_per_px is {values['um_per_px']}, expected at least {MPP_MIN_UM}"
         raise ValueError(msg)
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", values["backbone"]):
         msg = f"backbone is {values['backbone']!r}, expected letters, digits, dots, dashes and underscores"
@@ -331,6 +350,7 @@ def _check_settings(values: Mapping[str, Any]) -> None:
 MAX_WINDOWS = 8
 MAX_FOV_UM = 10_000.0
 _LARGEST_PATCH_PX = 4096
+_LARGEST_WINDOW_PX = 32_768
 _LARGEST = {
     "um_per_px": MPP_MAX_UM,
     "pitch_um": 1e6,

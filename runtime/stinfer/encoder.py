@@ -239,7 +239,9 @@ def _read_card(session: ort.InferenceSession, source: str) -> ModelCard:
 def _encoding_error(source: str, error: Exception, given: AnyArray) -> StInferError:
     """Tell a machine that is too small from a model that is wrong."""
     if "allocat" in str(error).lower() and "memory" in str(error).lower():
-        size = " x ".join(str(side) for side in given.shape[:-1])
-        what = f"a batch of {size} px does not fit in memory"
-        return SettingError(what, "give a smaller --batch-size, or free memory")
+        if len(given) == 1:
+            what = f"encoding {given.shape[2]} x {given.shape[1]} px at once does not fit in memory"
+            return SettingError(what, "close other programs, or use a machine with more memory")
+        what = f"a batch of {len(given)} does not fit in memory at once"
+        return SettingError(what, "give a smaller --batch-size")
     return ModelFormatError(source, f"it cannot encode pixels: {first_line(error)}")

@@ -157,7 +157,7 @@ class SpotsOutsideError(SpotsError, ValueError):
     ) -> None:
         super().__init__(
             f"spots file {path}: {n_outside} of {n_spots} spots lie outside the image of "
-            f"{size_l0[0]} x {size_l0[1]} px; spot {worst} by {excess_px:.1f} px",
+            f"{size_l0[0]} x {size_l0[1]} px; spot {worst} by {excess_px:.2g} px",
             "check that the file belongs to this slide and that its coordinates are level-0 pixels "
             "of the full-resolution image",
         )
@@ -282,7 +282,8 @@ class MapTooSmallError(MapError, ValueError):
     def __init__(self, path: Path, n_missing: int) -> None:
         super().__init__(
             f"map {path} holds tissue only, and {n_missing} cells that these places need are not in it",
-            "predict from the slide itself; with --save-map and the same --spots the new map holds them",
+            "predict from the slide itself; with --save-map and the same --spots or --pitch-um the new map "
+            "holds them",
         )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from stinfer.contract import F32, F64, U8, Bool, MapTraits, WindowShape
 from stinfer.encoder import Encoder
-from stinfer.errors import SettingError
+from stinfer.errors import ModelFormatError, SettingError
 from stinfer.geometry import extent_l0
 from stinfer.lattice import Lattice, Region, cells_under, lay_lattice, plan_bands
 from stinfer.slide import Slide
@@ -40,7 +40,7 @@ class Band:
     Parameters
     ----------
     first_row : of the lattice
-    features : (n_rows, n_columns, channels), 0 where a cell was not needed
+    features : (n_rows, n_columns, channels); what stands where a cell was not needed is of no meaning
     """
 
     first_row: int
@@ -137,7 +137,13 @@ class SlideCells:
         features = self._encoder.features(pixels[np.newaxis])[0]
         inner = features[:, halo : halo + region.shape[0], halo : halo + region.shape[1]]
         cells = np.ascontiguousarray(inner.transpose(1, 2, 0))
-        return cells if self._projection is None else np.asarray(cells @ self._projection, dtype=np.float32)
+        if self._projection is None:
+            return cells
+        with np.errstate(over="ignore", invalid="ignore"):
+            projected = np.asarray(cells @ self._projection, dtype=np.float32)
+        if not np.isfinite(projected).all():
+            raise ModelFormatError(self._encoder.card.backbone, "its projected map is not finite")
+        return projected
 
     def _read(self, corner_px: tuple[int, int], size_px: tuple[int, int]) -> U8:
         """Read a box of the map's pixels, moved by the offset, block by block.

@@ -14,9 +14,11 @@ from itertools import pairwise
 import numpy as np
 
 from stinfer.contract import F64, Bool
+from stinfer.errors import SettingError
 
 # A slide that ends a hair beyond a cell has no further one there.
 _ROUNDING = 1e-6
+MAX_CELLS = 2**26
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,19 @@ def lay_lattice(size_l0: tuple[int, int], mpp: tuple[float, float], cell_um: flo
     size_l0 : slide's width and height
     mpp : µm per level-0 pixel, x and y
     cell_um : side of a cell
+
+    Raises
+    ------
+    SettingError
+        There are more cells than any slide has.
     """
     n_columns, n_rows = (
         max(math.ceil(length * scale / cell_um - _ROUNDING), 1)
         for length, scale in zip(size_l0, mpp, strict=True)
     )
+    if n_rows * n_columns > MAX_CELLS:
+        what = f"a slide of {n_columns} x {n_rows} cells of {cell_um:g} µm is too large"
+        raise SettingError(what, "check that its scale (--mpp) is right")
     return Lattice(cell_um, n_rows, n_columns)
 
 

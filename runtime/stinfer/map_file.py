@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,8 +39,6 @@ from stinfer.tissue import TissueMask
 _BAND_ROWS = 48
 # Rows of cells that are hashed at once.
 _ROWS_PER_BLOCK = 4096
-# A lattice of more would be larger than any slide.
-_MAX_CELLS = 2**26
 _MAX_CHANNELS = 2**16
 _IMAGE_LIMIT_BYTES = 64 * 2**20
 _SHA256_DIGITS = 64
@@ -368,14 +367,15 @@ class MapFile:
 
     def _check(self, cells: h5py.Dataset, rows: AnyArray, columns: AnyArray, tissue: AnyArray) -> None:
         """Refuse parts that do not fit together, whatever their hashes say."""
+        if not rows.shape == columns.shape == tissue.shape == (len(cells),):
+            raise MapFormatError(self.path, "its cells do not fit their places")
+        if not (rows.dtype == columns.dtype == np.int32 and tissue.dtype == np.float32):
+            raise MapFormatError(self.path, "its numbers are not of the format's types")
         subject, lattice = self.subject, self.lattice
         mask = subject.tissue.mask
         order = rows.astype(np.int64) * lattice.n_columns + columns
         checks = {
-            "its scale is no slide's": all(MPP_MIN_UM <= value <= MPP_MAX_UM for value in subject.mpp),
-            "its slide has no size": min(subject.size_l0) > 0,
             "it has no cells": len(rows) > 0,
-            "its cells do not fit their places": rows.shape == columns.shape == tissue.shape == (len(cells),),
             "its cells lie outside the slide or are not in order": (
                 0 <= rows.min(initial=0) <= rows.max(initial=0) < lattice.n_rows
                 and 0 <= columns.min(initial=0) <= columns.max(initial=0) < lattice.n_columns
@@ -386,9 +386,12 @@ class MapFile:
                 image.ndim == 3 and image.shape[2] == 3 and image.size > 0 and image.dtype == np.uint8
                 for image in (subject.hires, subject.lowres)
             ),
-            "its tissue mask is no mask": mask.ndim == 2 and mask.dtype == np.bool_ and mask.size > 0,
-            "its numbers are not of the format's types": (
-                rows.dtype.kind == columns.dtype.kind == "i" and tissue.dtype == np.float32
+            "its tissue mask is no mask of its slide": (
+                mask.ndim == 2
+                and mask.dtype == np.bool_
+                and mask.size > 0
+                and subject.tissue.l0_per_px
+                == (subject.size_l0[0] / mask.shape[1], subject.size_l0[1] / mask.shape[0])
             ),
             "its tissue mask has no scale": all(0 < scale < np.inf for scale in subject.tissue.l0_per_px),
         }
@@ -415,8 +418,11 @@ def _read_lattice(settings: dict[str, Any]) -> Lattice:
     size_l0 = (int(settings["width_px"]), int(settings["height_px"]))
     mpp = (float(settings["mpp_x_um"]), float(settings["mpp_y_um"]))
     lattice = Lattice(float(settings["cell_um"]), int(settings["n_rows"]), int(settings["n_columns"]))
-    if not 0 < lattice.n_rows * lattice.n_columns <= _MAX_CELLS or lattice.cell_um <= 0:
+    if min(lattice.n_rows, lattice.n_columns) < 1 or not 0 < lattice.cell_um < math.inf:
         msg = f"a lattice of {lattice.n_rows} x {lattice.n_columns} cells of {lattice.cell_um} µm"
+        raise ValueError(msg)
+    if not all(MPP_MIN_UM <= value <= MPP_MAX_UM for value in mpp) or min(size_l0) < 1:
+        msg = f"a slide of {size_l0} px and {mpp} µm per pixel"
         raise ValueError(msg)
     if lay_lattice(size_l0, mpp, lattice.cell_um) != lattice:
         msg = "its lattice is not that of its slide"

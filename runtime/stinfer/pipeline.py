@@ -178,7 +178,7 @@ def predict_slide(
             finest_um = (
                 cell_um(encoder, settings.um_per_px) if settings.pooling == "map" else max(subject.mpp)
             )
-            pitch_um = settings.pitch_um if pitch_um is None else pitch_um
+            pitch_um = float(settings.pitch_um if pitch_um is None else pitch_um)
             places = places_on_grid(subject, subject.tissue(), pitch_um, finest_um)
         else:
             places = places_from_file(subject, spots, settings.spot_diameter_um)

@@ -19,7 +19,7 @@ from stinfer.tissue import TissueMask
 
 # A grid point is predicted where at least this part of its square is tissue.
 MIN_TISSUE_FRACTION = 0.5
-# Their neighbors and weights are held in memory: 1.2 GB for so many at k = 100.
+# Their neighbors and weights take 1.2 GB of disk for so many at k = 100.
 MAX_PLACES = 1_000_000
 
 
@@ -74,9 +74,12 @@ def places_on_grid(slide: SlideLike, tissue: TissueMask, pitch_um: float, finest
     SettingError
         The pitch is too fine.
     """
+    if not 0 < pitch_um < math.inf:
+        what = f"a pitch of {pitch_um:g} µm is none"
+        raise SettingError(what, "give a number above 0")
     # A hair finer is what rounding makes of a cell's side.
-    if not finest_um * (1 - 1e-6) <= pitch_um < math.inf:
-        what = f"--pitch-um {pitch_um:g} is finer than the {finest_um:g} µm that can be told apart, or none"
+    if pitch_um < finest_um * (1 - 1e-6):
+        what = f"a pitch of {pitch_um:g} µm is finer than the {finest_um:g} µm that can be told apart"
         raise SettingError(what, f"give --pitch-um {finest_um:g} or more")
     n_places = tissue.area_mm2(slide.mpp) * 1e6 / pitch_um**2
     if n_places > MAX_PLACES:

@@ -112,7 +112,8 @@ class NeighborFile:
         try:
             yield
         except OSError as error:
-            cause = f"{os.strerror(error.errno) if error.errno else error} (what is kept there while it runs)"
+            cause = os.strerror(error.errno) if error.errno else str(error)
+            cause = f"the spots' neighbors are kept there while the run lasts, and do not fit: {cause}"
             raise OutputWriteError(self._folder, cause) from error
 
 

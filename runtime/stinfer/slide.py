@@ -114,17 +114,17 @@ class _OpenSlideSource:
 class _FlatSource:
     """An image that is decoded whole."""
 
-    def __init__(self, pixels: U8) -> None:
-        self._pixels = pixels
+    def __init__(self, image: Image.Image) -> None:
+        self._image = image
         self.downsamples: tuple[float, ...] = (1.0,)
-        self.level_sizes: tuple[tuple[int, int], ...] = ((pixels.shape[1], pixels.shape[0]),)
+        self.level_sizes: tuple[tuple[int, int], ...] = (image.size,)
 
     def read_level(self, level: int, x: int, y: int, width: int, height: int) -> Image.Image:
         del level  # there is one
-        return Image.fromarray(np.ascontiguousarray(self._pixels[y : y + height, x : x + width]))
+        return self._image.crop((x, y, x + width, y + height))
 
     def close(self) -> None:
-        self._pixels = np.zeros((0, 0, 3), dtype=np.uint8)
+        self._image.close()
 
 
 class Slide:
@@ -278,6 +278,7 @@ def open_slide(path: str | Path, mpp: float | None = None) -> Slide:
         cause = "it is a device or a pipe, not a file"
         raise SlideUnreadableError(path, cause)
     if mpp is not None:
+        mpp = float(mpp)
         check_mpp("--mpp", (mpp, mpp))
     source, found, said_by = _open_source(path)
     try:
@@ -342,8 +343,8 @@ def _plain_tiff(path: Path) -> bool:
 
 
 def _flat_source(path: Path) -> tuple[_Source, tuple[float, float] | None, str]:
-    pixels, found = _read_flat(path)
-    return _FlatSource(pixels), found, "resolution tag"
+    image, found = _read_flat(path)
+    return _FlatSource(image), found, "resolution tag"
 
 
 @contextlib.contextmanager
@@ -365,8 +366,8 @@ def _number(text: str | None) -> float | None:
         return None
 
 
-def _read_flat(path: Path) -> tuple[U8, tuple[float, float] | None]:
-    """Decode a flat image; return its pixels and, where it has a resolution tag, its scale."""
+def _read_flat(path: Path) -> tuple[Image.Image, tuple[float, float] | None]:
+    """Decode a flat image; return it as RGB and, where it has a resolution tag, its scale."""
     try:
         with _opened_by_pillow(path) as image:
             if image.width * image.height > FLAT_LIMIT_PX:
@@ -383,8 +384,9 @@ def _read_flat(path: Path) -> tuple[U8, tuple[float, float] | None]:
                 flat = Image.new("RGB", clear.size, "#ffffff")
                 flat.paste(clear, mask=clear.getchannel("A"))
             else:
+                # Decoded now, since its file is closed with this block.
+                image.load()
                 flat = image if image.mode == "RGB" else image.convert("RGB")
-            pixels = np.asarray(flat, dtype=np.uint8)
     except UnidentifiedImageError as error:
         raise SlideUnreadableError(path, "it is no image that OpenSlide or Pillow knows") from error
     except _PILLOW_DAMAGE as error:
@@ -392,9 +394,9 @@ def _read_flat(path: Path) -> tuple[U8, tuple[float, float] | None]:
             raise
         raise SlideUnreadableError(path, str(error)) from error
     if dpi is None:
-        return pixels, None
+        return flat, None
     x, y = (_UM_PER_INCH / value for value in dpi)
-    return pixels, (y, x) if turned else (x, y)
+    return flat, (y, x) if turned else (x, y)
 
 
 def _resolution_dpi(image: Image.Image) -> tuple[float, float] | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from stinfer.bank import Bank
 from stinfer.contract import F32, U8, MapTraits, ModelCard
@@ -28,7 +29,7 @@ def encoder() -> Encoder:
 
 
 def slide_of(pixels: U8, mpp: tuple[float, float]) -> Slide:
-    return Slide(Path("slide.svs"), _FlatSource(pixels), mpp, "test")
+    return Slide(Path("slide.svs"), _FlatSource(Image.fromarray(pixels)), mpp, "test")
 
 
 def noise(height: int, width: int, seed: int = 0) -> U8:
