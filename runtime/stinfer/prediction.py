@@ -113,7 +113,7 @@ class NeighborFile:
             yield
         except OSError as error:
             cause = os.strerror(error.errno) if error.errno else str(error)
-            cause = f"the spots' neighbors are kept there while the run lasts, and do not fit: {cause}"
+            cause = f"{cause} (the spots' neighbors are kept there while the run lasts)"
             raise OutputWriteError(self._folder, cause) from error
 
 

@@ -119,6 +119,8 @@ def test_a_full_disk_is_told_with_the_folder_and_leaves_nothing(tmp_path: Path, 
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    said = f"cannot write {tmp_path}: File too large (what is kept there while it runs)\n"
+    said = (
+        f"cannot write {tmp_path}: File too large (the spots' neighbors are kept there while the run lasts)\n"
+    )
     assert done.stdout == said
     assert list(tmp_path.iterdir()) == []
