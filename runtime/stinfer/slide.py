@@ -32,6 +32,9 @@ from stinfer.errors import (
 FLAT_LIMIT_PX = 500_000_000
 # Pixels of a level that are decoded at once; a larger box is read in bands.
 _BAND_LIMIT_PX = 16_000_000
+# A flat image of so many pixels has a second level, of the means of squares of so many a side.
+_FLAT_REDUCED_FROM_PX = 4_000_000
+_FLAT_REDUCTION = 4
 _FLAT_FORMATS = ("JPEG", "PNG", "TIFF")
 # What Pillow raises for damaged data depends on the format and on where the damage is.
 _PILLOW_DAMAGE = (
@@ -112,19 +115,24 @@ class _OpenSlideSource:
 
 
 class _FlatSource:
-    """An image that is decoded whole."""
+    """An image that is decoded whole; a large one has a level of means, from which it is seen whole faster."""
 
     def __init__(self, image: Image.Image) -> None:
-        self._image = image
+        self._levels = [image]
         self.downsamples: tuple[float, ...] = (1.0,)
         self.level_sizes: tuple[tuple[int, int], ...] = (image.size,)
+        if image.width * image.height >= _FLAT_REDUCED_FROM_PX:
+            reduced = (-(-image.width // _FLAT_REDUCTION), -(-image.height // _FLAT_REDUCTION))
+            self.downsamples, self.level_sizes = (1.0, float(_FLAT_REDUCTION)), (image.size, reduced)
 
     def read_level(self, level: int, x: int, y: int, width: int, height: int) -> Image.Image:
-        del level  # there is one
-        return self._image.crop((x, y, x + width, y + height))
+        if level == len(self._levels):
+            self._levels.append(self._levels[0].reduce(_FLAT_REDUCTION))
+        return self._levels[level].crop((x, y, x + width, y + height))
 
     def close(self) -> None:
-        self._image.close()
+        for image in self._levels:
+            image.close()
 
 
 class Slide:
