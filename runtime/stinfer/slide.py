@@ -115,7 +115,7 @@ class _OpenSlideSource:
 
 
 class _FlatSource:
-    """An image that is decoded whole; a large one has a level of means, from which it is seen whole faster."""
+    """An image that is decoded whole; a large one has a level of means, to be seen whole from."""
 
     def __init__(self, image: Image.Image) -> None:
         self._levels = [image]
