@@ -11,14 +11,13 @@ from stinfer.contract import F32, F64, I64
 from stinfer.neighbors import Distance, ExactSearch
 from stinfer.predict import Weighting, domain_distance, neighbor_weights
 from stinfer.prediction import Neighbors, iter_expression
+from stinfer_export.agreement import pearson_by_gene
 
 _N_QUANTILES = 101
 # Few, so that a rare but known tissue counts as known; more than one, against chance.
 _DOMAIN_K = 10
 # The softmax gives the k-th neighbor exp(-2), about a seventh, of the nearest one's weight.
 _TEMPERATURE_SHARE = 0.5
-# Averages of the same float32 values differ by this much of themselves.
-_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -90,32 +89,6 @@ def calibrate(
         gene_pearson=mean.astype(np.float32),
         gene_pearson_sd=deviation.astype(np.float32),
     )
-
-
-def pearson_by_gene(predicted: F32, measured: F32) -> F64:
-    """Correlate prediction and measurement over spots, gene by gene.
-
-    Parameters
-    ----------
-    predicted, measured : (n_spots, n_genes)
-
-    Returns
-    -------
-    (n_genes,), -1 to 1; NaN where either does not vary by more than rounding
-    """
-    a, a_spread = _centered(predicted)
-    b, b_spread = _centered(measured)
-    spread = a_spread * b_spread
-    varies = spread > 0
-    return np.where(varies, (a * b).sum(axis=0) / np.where(varies, spread, 1.0), np.nan)
-
-
-def _centered(values: F32) -> tuple[F64, F64]:
-    """Return values less their mean, and the root of their sum of squares: 0 where it is rounding."""
-    mean = values.mean(axis=0, dtype=np.float64)
-    centered = values.astype(np.float64) - mean
-    spread = np.sqrt((centered * centered).sum(axis=0))
-    return centered, np.where(spread > _ROUNDING * np.sqrt(len(values)) * np.abs(mean), spread, 0.0)
 
 
 def _pearson_by_section(expression: Sparse, section_codes: I64, neighbors: Neighbors) -> F64:

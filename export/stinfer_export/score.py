@@ -14,7 +14,7 @@ from stinfer.contract import F32, F64, I64
 from stinfer.errors import SettingError
 from stinfer.files import sha256_file
 from stinfer.predict import log1p_cp10k
-from stinfer_export.calibration import pearson_by_gene
+from stinfer_export.agreement import pearson_by_gene
 from stinfer_export.datasets.her2st import read_counts
 
 DEFAULT_N_GENES = 250

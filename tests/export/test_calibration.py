@@ -8,7 +8,8 @@ from scipy import sparse
 from sklearn.neighbors import KNeighborsRegressor, NearestNeighbors
 
 from stinfer.bank import Sparse
-from stinfer_export.calibration import calibrate, pearson_by_gene
+from stinfer_export.agreement import pearson_by_gene
+from stinfer_export.calibration import calibrate
 
 
 def _sparse(dense):
