@@ -5,32 +5,28 @@ References are embedded by the runtime's own code and ONNX file, as a query will
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from stinfer.bank import Bank, Sparse
-from stinfer.contract import (
-    AnyArray,
-    BankSettings,
-)
+from stinfer.bank import Bank
+from stinfer.contract import BankSettings
 from stinfer.encoder import Device, Encoder
 from stinfer.errors import SettingError
 from stinfer.feature_map import Progress
 from stinfer.files import refuse_existing, refuse_same_file
-from stinfer.metric import (
-    project,
-)
+from stinfer.metric import project
 from stinfer.neighbors import annoy_installed
 from stinfer.record import Notices, software_versions
 from stinfer_export import annoy_index
-from stinfer_export.bank_plan import BankPlan, GeneJoin, choose_metric, choose_view, fit_metric
+from stinfer_export.bank_plan import BankPlan, choose_metric, choose_view, fit_metric
 from stinfer_export.bank_writer import write_bank
 from stinfer_export.calibration import calibrate
 from stinfer_export.datasets.section import Section
-from stinfer_export.section_encoding import Part, encode_section
+from stinfer_export.joining import gene_presence, join_parts
+from stinfer_export.section_encoding import encode_section
 
 # On her2st C2 to C5 the best of 50, 75 and 100 with every weighting; see the README.
 DEFAULT_K = 100
@@ -106,14 +102,14 @@ def build_bank(
     if not parts:
         what = "no section has a spot that can be used"
         raise SettingError(what, "allow more of a patch to lie outside with --max-outside")
-    genes = _join_genes(parts, plan.gene_join, notices)
-    expression = _stack(parts, genes)
-    raw = np.concatenate([part.embeddings for part in parts])
+    joined = join_parts(parts, plan.gene_join, notices)
+    raw = joined.embeddings
     projection, metric = fit_metric(raw, metric_kind, len(view.sides_um))
     embedding = metric.apply(project(raw, projection))
     k = _choose_k(plan.k, len(embedding), notices)
-    codes = np.repeat(np.arange(len(parts)), [len(part.spots) for part in parts])
-    calibration = calibrate(embedding, codes, expression, plan.distance, k, plan.weighting)
+    calibration = calibrate(
+        embedding, joined.section_codes, joined.expression, plan.distance, k, plan.weighting
+    )
     index = None
     if annoy_installed():
         index = annoy_index.build_index(embedding, plan.distance, k)
@@ -147,11 +143,11 @@ def build_bank(
             annoy_recall=index.recall if index else 0.0,
             software=", ".join(f"{name} {version}" for name, version in versions),
         ),
-        genes=genes,
+        genes=joined.genes,
         gene_columns={
             "cv_pearson": calibration.gene_pearson,
             "cv_pearson_sd": calibration.gene_pearson_sd,
-            **_gene_presence(parts, genes, expression),
+            **gene_presence(joined),
         },
         spots=tuple(f"{part.name}_{spot}" for part in parts for spot in part.spots),
         sections=tuple(part.name for part in parts for _ in part.spots),
@@ -162,7 +158,7 @@ def build_bank(
             "total_counts": np.concatenate([part.totals for part in parts]),
         },
         spatial=np.concatenate([part.centers_l0 for part in parts]),
-        expression=expression,
+        expression=joined.expression,
         embedding=embedding,
         metric=metric,
         projection=projection,
@@ -176,53 +172,7 @@ def build_bank(
         sources={part.name: part.source for part in parts},
         notices=notices.texts,
     )
-    return BankSummary(out, len(embedding), len(genes), tuple(notices.texts))
-
-
-def _join_genes(parts: Sequence[Part], join: GeneJoin, notices: Notices) -> tuple[str, ...]:
-    """Return the bank's genes in alphabetical order, and say what the join did."""
-    sets = [set(part.genes) for part in parts]
-    union, shared = set.union(*sets), set.intersection(*sets)
-    n_partial = len(union) - len(shared)
-    genes = union if join == "union" else shared
-    if not n_partial:
-        effect = "all of them listed in every section"
-    elif join == "union":
-        effect = f"of which {n_partial} are not listed in every section and count 0 where they are not"
-    else:
-        effect = f"{n_partial} more that are not listed in every section are left out"
-    notices.add(f"{join} of the sections' genes: {len(genes)}, {effect}")
-    if not shared and join == "intersection":
-        what = "the sections have no gene in common"
-        raise SettingError(what, "use --gene-join union, or check that the sections belong together")
-    return tuple(sorted(genes))
-
-
-def _stack(parts: Sequence[Part], genes: Sequence[str]) -> Sparse:
-    """Put the sections below each other, in the bank's gene order; columns ascend in every row."""
-    column_of = {gene: i for i, gene in enumerate(genes)}
-    data, indices, lengths = [], [], []
-    for part in parts:
-        renamed = np.asarray([column_of.get(gene, -1) for gene in part.genes], dtype=np.int64)
-        columns = renamed[part.expression.indices]
-        rows = np.repeat(np.arange(len(part.spots)), np.diff(part.expression.indptr))
-        order = np.lexsort((columns, rows))
-        order = order[columns[order] >= 0]
-        data.append(part.expression.data[order])
-        indices.append(columns[order].astype(np.int32))
-        lengths.append(np.bincount(rows[order], minlength=len(part.spots)))
-    indptr = np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64)
-    return Sparse(np.concatenate(data), np.concatenate(indices), indptr, len(genes))
-
-
-def _gene_presence(parts: Sequence[Part], genes: Sequence[str], expression: Sparse) -> dict[str, AnyArray]:
-    """Say in how many sections a gene is listed, and in what part of the spots it is detected."""
-    listed = [set(part.genes) for part in parts]
-    detected = np.bincount(expression.indices, minlength=len(genes)) / (len(expression.indptr) - 1)
-    return {
-        "detected_fraction": detected.astype(np.float32),
-        "n_sections": np.asarray([sum(gene in one for one in listed) for gene in genes], dtype=np.int32),
-    }
+    return BankSummary(out, len(embedding), len(joined.genes), tuple(notices.texts))
 
 
 def default_k(n_refs: int) -> int:
