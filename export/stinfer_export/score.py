@@ -10,15 +10,13 @@ import numpy as np
 
 from stinfer import h5ad
 from stinfer.bank import Bank
-from stinfer.contract import F32, F64, I64
+from stinfer.contract import F32, F64
 from stinfer.errors import SettingError
 from stinfer.files import sha256_file
 from stinfer.predict import log1p_cp10k
 from stinfer_export.agreement import pearson_by_gene
 from stinfer_export.datasets.her2st import read_counts
-
-DEFAULT_N_GENES = 250
-DEFAULT_MIN_DETECTED = 0.3
+from stinfer_export.gene_choice import DEFAULT_MIN_DETECTED, DEFAULT_N_GENES, variable_genes
 
 _GRID = "grid over tissue"  # the record's word for places that no file gave
 
@@ -48,30 +46,6 @@ class Score:
         return float(np.nan_to_num(self.pearson).mean())
 
 
-def variable_genes(bank: Bank, n_genes: int, min_detected: float) -> I64:
-    """Choose the genes of largest variance among those detected often enough.
-
-    Parameters
-    ----------
-    bank : the references; nothing else is looked at
-    n_genes : how many, at most
-    min_detected : part of the references, 0 to 1, in which a gene must be detected (more than)
-
-    Returns
-    -------
-    (n,), positions in the bank, largest variance of log1p CP10K first
-    """
-    sparse, n_refs = bank.expression, bank.n_refs
-    total = np.bincount(sparse.indices, weights=sparse.data, minlength=sparse.n_columns)
-    squares = np.bincount(
-        sparse.indices, weights=sparse.data.astype(np.float64) ** 2, minlength=sparse.n_columns
-    )
-    variance = squares / n_refs - (total / n_refs) ** 2
-    detected = np.bincount(sparse.indices, minlength=sparse.n_columns) / n_refs
-    order = np.argsort(-variance, kind="stable")
-    return np.asarray(order[detected[order] > min_detected][:n_genes], dtype=np.int64)
-
-
 def score_prediction(
     prediction: Path,
     counts: Path,
@@ -98,7 +72,7 @@ def score_prediction(
         with the counts.
     """
     genes, spots, table = read_counts(counts)
-    chosen = [bank.genes[i] for i in variable_genes(bank, n_genes, min_detected)]
+    chosen = [bank.genes[i] for i in variable_genes(bank.expression, n_genes, min_detected)]
     if not chosen:
         what = f"no gene of bank {bank.path} is detected in more than {min_detected:.0%} of its spots"
         raise SettingError(what, "lower --min-detected")

@@ -16,7 +16,8 @@ from stinfer.bank import Bank, Sparse
 from stinfer.errors import SettingError
 from stinfer.pipeline import predict_slide
 from stinfer_export.errors import DatasetError
-from stinfer_export.score import score_prediction, variable_genes
+from stinfer_export.gene_choice import variable_genes
+from stinfer_export.score import score_prediction
 
 BOARD = Path(__file__).parents[1] / "data/board_v1.h5"
 
@@ -80,15 +81,15 @@ def prediction(tmp_path):
 
 
 def test_genes_are_chosen_by_variance_among_those_detected(bank):
-    assert variable_genes(bank, 250, 0.0).tolist() == [2, 3, 1, 0]
-    assert variable_genes(bank, 2, 0.0).tolist() == [2, 3]
+    assert variable_genes(bank.expression, 250, 0.0).tolist() == [2, 3, 1, 0]
+    assert variable_genes(bank.expression, 2, 0.0).tolist() == [2, 3]
 
 
 def test_a_gene_must_be_detected_in_more_than_the_given_part(bank):
-    assert variable_genes(bank, 250, 0.49).tolist() == [2, 3, 1, 0]
-    assert variable_genes(bank, 250, 0.5).tolist() == [2, 3, 0]
-    assert variable_genes(bank, 250, 0.75).tolist() == [2, 0]
-    assert variable_genes(bank, 250, 1.0).tolist() == []
+    assert variable_genes(bank.expression, 250, 0.49).tolist() == [2, 3, 1, 0]
+    assert variable_genes(bank.expression, 250, 0.5).tolist() == [2, 3, 0]
+    assert variable_genes(bank.expression, 250, 0.75).tolist() == [2, 0]
+    assert variable_genes(bank.expression, 250, 1.0).tolist() == []
 
 
 @pytest.mark.parametrize("min_detected", [0.1, 0.3, 0.6])
@@ -99,7 +100,7 @@ def test_genes_are_those_of_numpy(min_detected):
     candidates = [gene for gene in range(60) if np.count_nonzero(dense[:, gene]) > min_detected * 90]
     expected = sorted(candidates, key=lambda gene: -np.var(dense[:, gene].astype(float)))[:20]
 
-    found = variable_genes(_bank(dense, [f"G{i}" for i in range(60)]), 20, min_detected)
+    found = variable_genes(_bank(dense, [f"G{i}" for i in range(60)]).expression, 20, min_detected)
 
     assert found.tolist() == expected
 
