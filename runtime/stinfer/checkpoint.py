@@ -45,16 +45,17 @@ class Checkpoint:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        n_done = 0
         if self._file is not None:
-            n_done = self._file.n_done
             with contextlib.suppress(OSError):
                 self._file.sync()
             self._file.close()
         if kind is None:
             if is_step_file(self.path):
-                self.path.unlink(missing_ok=True)
-        elif n_done:
+                self.path.unlink()
+        elif self._file is not None and not self._file.n_done:
+            self.path.unlink()
+        elif self._file is not None:
+            n_done = self._file.n_done
             logger.warning(
                 f"{n_done} of {self._n_steps} {self._unit} are kept in {self.path}: "
                 "run the same command again to go on there"

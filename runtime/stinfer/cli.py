@@ -11,6 +11,7 @@ from functools import wraps
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
+from weakref import WeakSet
 
 import click
 
@@ -107,12 +108,12 @@ class ProgressBar:
     quiet : show nothing
     """
 
-    _open: ClassVar[list[ProgressBar]] = []
+    _open: ClassVar[WeakSet[ProgressBar]] = WeakSet()
 
     def __init__(self, *, quiet: bool) -> None:
         self._quiet = quiet
         self._bar: Any = None
-        self._open.append(self)
+        self._open.add(self)
 
     def __call__(self, done: int, total: int, unit: str) -> None:
         """Show that `done` of `total` patches, regions or bands are done."""
@@ -136,9 +137,9 @@ class ProgressBar:
 
     @classmethod
     def close_all(cls) -> None:
-        """Close the bars that an error left open, so that its message has a line of its own."""
-        while cls._open:
-            cls._open.pop()._close()
+        """Close the bars that are open, so that a message has a line of its own."""
+        for bar in list(cls._open):
+            bar._close()
 
 
 _ENCODING = (
