@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-__all__ = ["Bank", "StInferError", "__version__", "predict_slide"]
+__all__ = ["Bank", "StInferError", "__version__", "predict_slide", "predict_slides"]
 
 if TYPE_CHECKING:
     from stinfer.bank import Bank
+    from stinfer.batch import predict_slides
     from stinfer.errors import StInferError
     from stinfer.pipeline import predict_slide
 
@@ -21,6 +22,7 @@ _HOMES = {
     "Bank": "stinfer.bank",
     "StInferError": "stinfer.errors",
     "predict_slide": "stinfer.pipeline",
+    "predict_slides": "stinfer.batch",
 }
 
 

@@ -6,21 +6,29 @@ import logging
 import math
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from pathlib import Path
 from types import FrameType
-from typing import Any, ClassVar, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
+from weakref import WeakSet
 
 import click
 
 from stinfer import __version__
 from stinfer.errors import StInferError
 
+if TYPE_CHECKING:
+    from stinfer.batch import SlideOutcome
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
 _FILE = click.Path(path_type=Path)
+# Leaves with it where some of many slides have failed.
+EXIT_SOME_FAILED = 3
+# Arguments that name the file of one slide.
+_ONE_SLIDE = ("out", "spots", "csv", "ome_tiff", "save_map")
 
 
 class FiniteRange(click.FloatRange):
@@ -76,7 +84,10 @@ class _ClickHandler(logging.Handler):
     """Shows what the library logs on standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        prefix = "Note:  " if record.levelno >= logging.WARNING else ""
+        if hasattr(record, "fields"):
+            return  # for the file of --log
+        ProgressBar.close_all()
+        prefix = {logging.WARNING: "Note:  ", logging.ERROR: "Error: "}.get(record.levelno, "")
         click.echo(prefix + self.format(record), err=True)
 
 
@@ -84,8 +95,8 @@ def set_up_logging(*, quiet: bool) -> None:
     """Send the library's messages to the terminal; notices always, progress unless `quiet`."""
     for name in ("stinfer", "stinfer_export"):
         logger = logging.getLogger(name)
-        logger.handlers = [_ClickHandler()]
-        logger.setLevel(logging.WARNING if quiet else logging.INFO)
+        logger.handlers = [_ClickHandler(logging.WARNING if quiet else logging.INFO)]
+        logger.setLevel(logging.INFO)
         logger.propagate = False
 
 
@@ -97,18 +108,20 @@ class ProgressBar:
     quiet : show nothing
     """
 
-    _open: ClassVar[list[ProgressBar]] = []
+    _open: ClassVar[WeakSet[ProgressBar]] = WeakSet()
 
     def __init__(self, *, quiet: bool) -> None:
         self._quiet = quiet
         self._bar: Any = None
-        self._open.append(self)
+        self._open.add(self)
 
     def __call__(self, done: int, total: int, unit: str) -> None:
         """Show that `done` of `total` patches, regions or bands are done."""
         _leave_if_told()
         if self._quiet:
             return
+        if done == 0:
+            self._close()  # that of the slide before, which has failed
         if self._bar is None:
             from tqdm import tqdm
 
@@ -124,9 +137,9 @@ class ProgressBar:
 
     @classmethod
     def close_all(cls) -> None:
-        """Close the bars that an error left open, so that its message has a line of its own."""
-        while cls._open:
-            cls._open.pop()._close()
+        """Close the bars that are open, so that a message has a line of its own."""
+        for bar in list(cls._open):
+            bar._close()
 
 
 _ENCODING = (
@@ -160,10 +173,16 @@ def encoding_options(command: Callable[P, R]) -> Callable[P, R]:
 
 
 @click.command(name="run", epilog="Example: stinfer-run slide.svs --bank her2st.h5 --png ERBB2,COL1A1")
-@click.argument("slide", type=_FILE)
+@click.argument("slides", type=_FILE, nargs=-1, required=True, metavar="SLIDE...")
 @click.option("--bank", type=_FILE, required=True, help="Reference bank (.h5) that predicts.")
 @click.option(
     "--out", type=_FILE, help="Prediction to write (.h5ad). [default: SLIDE.stinfer.h5ad in this folder]"
+)
+@click.option(
+    "--out-dir",
+    type=_FILE,
+    metavar="DIR",
+    help="Folder for the predictions, named after their slides; made if need be. [default: this folder]",
 )
 @click.option(
     "--mpp",
@@ -221,26 +240,88 @@ def encoding_options(command: Callable[P, R]) -> Callable[P, R]:
     help="How near neighbors weigh more. [default: the bank's]",
 )
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
+@click.option(
+    "--log",
+    type=_FILE,
+    metavar="FILE",
+    help="Append what is done, and when, to this file: one JSON object a line, for programs to read.",
+)
 @click.option("--quiet", is_flag=True, help="Print errors and notices only.")
 @click.version_option(__version__, prog_name="stinfer")
 @shows_errors
-def run(slide: Path, bank: Path, png: str, *, quiet: bool, **options: Any) -> None:
-    """Predict spatial gene expression for SLIDE from a reference bank.
+def run(
+    slides: tuple[Path, ...], bank: Path, png: str, out_dir: Path | None, *, quiet: bool, **options: Any
+) -> None:
+    """Predict spatial gene expression for each SLIDE from a reference bank.
 
     SLIDE is anything OpenSlide reads, a JPEG, PNG or TIFF image, or a map that --save-map wrote. The
     prediction is an AnnData file that scanpy and squidpy open: log1p of counts per 10,000, with a
     confidence for every spot.
+
+    A run that was cut off goes on where it was when the same command is given again. Of several slides, one
+    that fails does not stop the rest, and those that are finished are passed over the next time; the exit
+    code is 3 if any has failed.
+
     For research use; not a diagnostic device.
     """
+    one_each = [f"--{name.replace('_', '-')}" for name in _ONE_SLIDE if options[name] is not None]
+    if len(slides) > 1 and one_each:
+        msg = f"{one_each[0]} names the file of one slide, and {len(slides)} are given."
+        raise click.UsageError(msg)
+    if out_dir is not None and options["out"] is not None:
+        msg = "--out and --out-dir contradict each other."
+        raise click.UsageError(msg)
     set_up_logging(quiet=quiet)
-    from stinfer.pipeline import predict_slide
+    arguments = {"png": split_names(png), "progress": ProgressBar(quiet=quiet), **options}
+    if len(slides) > 1:
+        _run_many(slides, bank, out_dir, arguments, quiet=quiet)
+    else:
+        _run_one(slides[0], bank, out_dir, arguments, quiet=quiet)
 
-    result = predict_slide(slide, bank, png=split_names(png), progress=ProgressBar(quiet=quiet), **options)
+
+def _run_one(
+    slide: Path, bank: Path, out_dir: Path | None, arguments: dict[str, Any], *, quiet: bool
+) -> None:
+    from stinfer.files import make_folder
+    from stinfer.pipeline import default_output, predict_slide
+
+    if out_dir is not None:
+        make_folder(out_dir)
+        arguments["out"] = out_dir / default_output(slide)
+    result = predict_slide(slide, bank, **arguments)
     if not quiet:
         click.echo(f"{result.path}: {result.n_spots} spots x {result.n_genes} genes, log1p CP10K")
-        for path in (result.csv_path, *result.png_paths, result.ome_tiff_path, result.map_path):
-            if path is not None:
-                click.echo(str(path))
+        for path in result.paths[1:]:
+            click.echo(str(path))
+
+
+def _run_many(
+    slides: tuple[Path, ...], bank: Path, out_dir: Path | None, arguments: dict[str, Any], *, quiet: bool
+) -> None:
+    from stinfer.batch import predict_slides
+
+    for name in _ONE_SLIDE:
+        del arguments[name]
+    outcomes = predict_slides(slides, bank, out_dir=out_dir, **arguments)
+    ProgressBar.close_all()
+    n_failed = sum(found.outcome == "failed" for found in outcomes)
+    if n_failed or not quiet:
+        for line in _summary(outcomes):
+            click.echo(line)
+    if n_failed:
+        raise SystemExit(EXIT_SOME_FAILED)
+
+
+def _summary(outcomes: Sequence[SlideOutcome]) -> Iterator[str]:
+    """Lay out what became of each slide, a line each."""
+    width = max(len("slide"), *(len(str(found.slide)) for found in outcomes))
+    yield f"{'slide':<{width}}  {'spots':>9}  {'seconds':>8}  result"
+    for found in outcomes:
+        spots = "-" if found.outcome == "failed" else f"{found.n_spots:,}"
+        result = {"done": str(found.out), "finished before": f"{found.out} (finished before)"}.get(
+            found.outcome, f"failed: {found.error}"
+        )
+        yield f"{found.slide!s:<{width}}  {spots:>9}  {found.seconds:>8.1f}  {result}"
 
 
 @click.group(epilog="Example: stinfer bank info her2st.h5")

@@ -6,16 +6,20 @@ encoded once as a map, and a place's embedding is the mean of the cells in its w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import numpy as np
 
+from stinfer.ahead import ahead
 from stinfer.bank import Bank
-from stinfer.contract import F32, F64, I64, BankSettings, Bool, Pooling, WindowShape
+from stinfer.checkpoint import Checkpoint
+from stinfer.contract import F32, F64, I64, U8, BankSettings, Bool, Pooling, WindowShape
 from stinfer.encoder import Device, Encoder
 from stinfer.errors import ModelFormatError, SettingError
 from stinfer.feature_map import CellSource, Progress, WindowPlan, map_traits, plan_windows
+from stinfer.integrity import hash_arrays
 from stinfer.patches import iter_patches
 from stinfer.slide import Slide
 from stinfer.windows import WindowPooler
@@ -53,8 +57,9 @@ def iter_patch_embeddings(
     view: FieldOfView,
     batch_size: int,
     progress: Progress | None,
-) -> Iterator[tuple[I64, F32]]:
-    """Encode a patch around each place.
+    checkpoint: Checkpoint | None = None,
+) -> Generator[tuple[I64, F32], None, None]:
+    """Encode a patch around each place; one batch is cut while another is encoded.
 
     Parameters
     ----------
@@ -64,6 +69,7 @@ def iter_patch_embeddings(
     view : with ``patch``
     batch_size : patches encoded at a time
     progress : called with the patches done and their number
+    checkpoint : keeps the batches that are done; None to keep none
 
     Yields
     ------
@@ -74,16 +80,34 @@ def iter_patch_embeddings(
     if progress is not None:
         progress(0, total, "patches")
     patch_px = encoder.card.input_size_px
-    for pixels in iter_patches(slide, centers_l0, view.sides_um[0], patch_px, batch_size):
-        yield np.arange(done, done + len(pixels)), encoder.embed(pixels)
-        done += len(pixels)
-        if progress is not None:
-            progress(done, total, "patches")
+
+    def encode_from(first: int) -> Generator[F32, None, None]:
+        some = centers_l0[first * batch_size :]
+        return ahead(_encode_all(iter_patches(slide, some, view.sides_um[0], patch_px, batch_size), encoder))
+
+    if checkpoint is None:
+        found = encode_from(0)
+    else:
+        shapes = [(min(batch_size, total - first), encoder.card.dim) for first in range(0, total, batch_size)]
+        plan = {"centers": hash_arrays(centers_l0), "fov_um": view.sides_um[0], "patch_px": patch_px}
+        found = checkpoint.steps({**plan, "batch_size": batch_size}, shapes, "batches", encode_from)
+    with contextlib.closing(found):
+        for embeddings in found:
+            yield np.arange(done, done + len(embeddings)), embeddings
+            done += len(embeddings)
+            if progress is not None:
+                progress(done, total, "patches")
+
+
+def _encode_all(batches: Generator[U8, None, None], encoder: Encoder) -> Generator[F32, None, None]:
+    with contextlib.closing(ahead(batches)) as read:
+        for pixels in read:
+            yield encoder.embed(pixels)
 
 
 def iter_map_embeddings(
     source: CellSource, plan: WindowPlan, needed: Bool, encoder: Encoder, progress: Progress | None
-) -> Iterator[tuple[I64, F32]]:
+) -> Generator[tuple[I64, F32], None, None]:
     """Read the places' embeddings from a map, as its bands come.
 
     Parameters
@@ -109,11 +133,12 @@ def iter_map_embeddings(
                 plan.centers[chosen], plan.sides, plan.shape, n_rows=n_rows, n_columns=n_columns
             )
             poolers.append((pooler, weights, chosen))
-    for band in source.iter_bands(needed, progress):
-        rows = slice(band.first_row, band.first_row + len(band.features))
-        for pooler, weights, chosen in poolers:
-            for found, means in pooler.feed(band.first_row, band.features, weights[rows]):
-                yield chosen[found], _concatenated(encoder, means)
+    with contextlib.closing(source.iter_bands(needed, progress)) as bands:
+        for band in bands:
+            rows = slice(band.first_row, band.first_row + len(band.features))
+            for pooler, weights, chosen in poolers:
+                for found, means in pooler.feed(band.first_row, band.features, weights[rows]):
+                    yield chosen[found], _concatenated(encoder, means)
     for pooler, _, chosen in poolers:
         for found, means in pooler.finish():
             yield chosen[found], _concatenated(encoder, means)

@@ -33,6 +33,7 @@ library user catches the class, or the builtin it also is::
     ├── SettingError                   (ValueError)   an argument out of range
     ├── OutputError                    what is written
     │   ├── OutputExistsError          (FileExistsError)
+    │   ├── OutputBusyError            (BlockingIOError)   another run is writing it
     │   └── OutputWriteError           (OSError)
     └── ExtraMissingError              (ImportError)  an optional dependency is not installed
 """
@@ -327,10 +328,20 @@ class OutputError(StInferError):
 class OutputExistsError(OutputError, FileExistsError):
     """The output is there already."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, detail: str = "") -> None:
         super().__init__(
-            f"output {path} exists",
+            f"output {path} exists{detail}",
             "choose another name, or remove it; --overwrite, where there is, does that",
+        )
+
+
+class OutputBusyError(OutputError, BlockingIOError):
+    """Another run is writing the output."""
+
+    def __init__(self, path: Path, holder: str) -> None:
+        super().__init__(
+            f"output {path} is being written by another run{holder}",
+            "wait for that run, end it, or choose another name",
         )
 
 
@@ -340,7 +351,7 @@ class OutputWriteError(OutputError, OSError):
     def __init__(self, path: Path, cause: str) -> None:
         super().__init__(
             f"cannot write {path}: {cause}",
-            "make room, make the folder, or choose another place; nothing was left behind",
+            "make room, make the folder, or choose another place; nothing is left half-written",
         )
         self.path = path
         self.cause = cause

@@ -7,12 +7,15 @@ cells' typical norm, the tolerance of the halo.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable, Generator
+from dataclasses import astuple, dataclass
 from typing import Protocol
 
 import numpy as np
 
+from stinfer.ahead import ahead
+from stinfer.checkpoint import Checkpoint
 from stinfer.contract import F32, F64, U8, Bool, MapTraits, WindowShape
 from stinfer.encoder import Encoder
 from stinfer.errors import ModelFormatError, SettingError
@@ -58,7 +61,7 @@ class CellSource(Protocol):
 
     lattice: Lattice
 
-    def iter_bands(self, needed: Bool, progress: Progress | None) -> Iterator[Band]:
+    def iter_bands(self, needed: Bool, progress: Progress | None) -> Generator[Band, None, None]:
         """Give the needed cells, (n_rows, n_columns), in bands from top to bottom."""
 
 
@@ -72,6 +75,7 @@ class SlideCells:
     um_per_px : scale at which the backbone sees the tissue
     projection : (channels, n), applied to every cell; None to keep what the backbone gives
     region_px : largest side of a region without its halo; by default what is left of `ENCODED_PX`
+    checkpoint : keeps the regions that are done; None to keep none
 
     Raises
     ------
@@ -87,6 +91,7 @@ class SlideCells:
         projection: F32 | None,
         *,
         region_px: int | None = None,
+        checkpoint: Checkpoint | None = None,
     ) -> None:
         self._traits = map_traits(encoder)
         self.lattice = lay_lattice(slide.size_l0, slide.mpp, cell_um(encoder, um_per_px))
@@ -94,46 +99,93 @@ class SlideCells:
         self._encoder = encoder
         self._um_per_px = um_per_px
         self._projection = projection
+        self._checkpoint = checkpoint
         if region_px is None:
             region_px = ENCODED_PX - 2 * self._traits.halo_cells * encoder.card.stride
         self._region_cells = max(region_px // encoder.card.stride, 1)
 
-    def iter_bands(self, needed: Bool, progress: Progress | None) -> Iterator[Band]:
-        """Encode the needed cells; regions that hold none are never read."""
+    def iter_bands(self, needed: Bool, progress: Progress | None) -> Generator[Band, None, None]:
+        """Encode the needed cells; regions that hold none are never read.
+
+        One region is read while another is encoded and the cells of a third are used.
+        """
         bands = plan_bands(needed, self._region_cells, self._traits.halo_cells)
-        shapes = [region.shape for regions in bands for region in regions]
-        largest = (
-            max((rows for rows, _ in shapes), default=0),
-            max((columns for _, columns in shapes), default=0),
-        )
-        total, done = len(shapes), 0
+        regions = [region for band in bands for region in band]
+        total, done = len(regions), 0
         if progress is not None:
             progress(0, total, "regions")
-        for regions in bands:
-            first = min(region.first_row for region in regions)
-            last = max(region.last_row for region in regions)
-            features: F32 | None = None
-            for region in regions:
-                # The first as large as any: what memory it leaves then serves all others, piece by piece.
-                cells = self._encode(region, largest if done == 0 else region.shape)
-                if features is None:
-                    shape = (last - first, self.lattice.n_columns, cells.shape[2])
-                    features = np.zeros(shape, dtype=np.float32)
-                rows = slice(region.first_row - first, region.last_row - first)
-                features[rows, region.first_column : region.last_column] = cells
-                done += 1
-                if progress is not None:
-                    progress(done, total, "regions")
-            if features is not None:
-                yield Band(first, features)
+        with contextlib.closing(self._cells(regions)) as found:
+            for band in bands:
+                first = min(region.first_row for region in band)
+                last = max(region.last_row for region in band)
+                features: F32 | None = None
+                for region in band:
+                    cells = next(found)
+                    if features is None:
+                        shape = (last - first, self.lattice.n_columns, cells.shape[2])
+                        features = np.zeros(shape, dtype=np.float32)
+                    rows = slice(region.first_row - first, region.last_row - first)
+                    features[rows, region.first_column : region.last_column] = cells
+                    done += 1
+                    if progress is not None:
+                        progress(done, total, "regions")
+                if features is not None:
+                    yield Band(first, features)
 
-    def _encode(self, region: Region, shape: tuple[int, int]) -> F32:
-        """Encode rows and columns from a region's first on; return its own, (n_rows, n_columns, channels)."""
+    def _cells(self, regions: list[Region]) -> Generator[F32, None, None]:
+        """Give each region's cells, (n_rows, n_columns, channels): those that are kept, then the others."""
+        if not regions:
+            return
+        shapes = [region.shape for region in regions]
+        # The first is encoded as large as any: what memory it leaves then serves all others, piece by piece.
+        sizes = [(max(rows for rows, _ in shapes), max(columns for _, columns in shapes)), *shapes[1:]]
+
+        def encode_from(first: int) -> Generator[F32, None, None]:
+            return ahead(self._encode_all(regions[first:], sizes[first:], None if first == 0 else sizes[0]))
+
+        if self._checkpoint is None:
+            yield from encode_from(0)
+            return
+        channels = self._encoder.card.channels if self._projection is None else self._projection.shape[1]
+        plan = {
+            "regions": [astuple(region) for region in regions],
+            "encoded": sizes,
+            "block_px": BLOCK_PX,
+        }
+        kept_shapes = [(*shape, channels) for shape in shapes]
+        yield from self._checkpoint.steps(plan, kept_shapes, "regions", encode_from)
+
+    def _encode_all(
+        self, regions: list[Region], sizes: list[tuple[int, int]], warm_up: tuple[int, int] | None
+    ) -> Generator[F32, None, None]:
+        """Encode regions one after the other, while the next is read.
+
+        Parameters
+        ----------
+        regions : to encode
+        sizes : rows and columns, from a region's first on, that are encoded for it; what is more is cut off
+        warm_up : rows and columns of nothing to encode before, where another run has encoded the first one:
+            memory is then taken as in that run
+        """
+        if warm_up is not None:
+            _, (width, height) = self._box(regions[0], warm_up)
+            self._encoder.features(np.full((1, height, width, 3), 255, dtype=np.uint8))
+        boxes = (self._read(*self._box(*region)) for region in zip(regions, sizes, strict=True))
+        with contextlib.closing(ahead(boxes)) as read:
+            for region, pixels in zip(regions, read, strict=True):
+                yield self._encode(region, pixels)
+
+    def _box(self, region: Region, shape: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Return corner and size, x and y in pixels of the map, of what is read to encode so many cells."""
         halo, stride = self._traits.halo_cells, self._encoder.card.stride
-        pixels = self._read(
+        return (
             ((region.first_column - halo) * stride, (region.first_row - halo) * stride),
             ((shape[1] + 2 * halo) * stride, (shape[0] + 2 * halo) * stride),
         )
+
+    def _encode(self, region: Region, pixels: U8) -> F32:
+        """Encode what was read for a region; return its own cells, (n_rows, n_columns, channels)."""
+        halo = self._traits.halo_cells
         features = self._encoder.features(pixels[np.newaxis])[0]
         inner = features[:, halo : halo + region.shape[0], halo : halo + region.shape[1]]
         cells = np.ascontiguousarray(inner.transpose(1, 2, 0))

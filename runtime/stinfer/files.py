@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from stinfer.errors import OutputExistsError, OutputWriteError, SettingError, StInferError
+
+_PARTIAL = re.compile(r"\.stinfer-([0-9a-f]{16})-[0-9a-f]{16}\.partial")
 
 
 def refuse_existing(path: Path, *, overwrite: bool) -> None:
@@ -25,7 +28,7 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
     try:
         is_folder, exists = path.is_dir(), path.exists()
     except (OSError, ValueError) as error:  # a name that no file can have
-        raise OutputWriteError(path, _cause(error)) from error
+        raise OutputWriteError(path, cause_of(error)) from error
     if is_folder:
         raise OutputWriteError(path, "it is a folder")
     if exists and not path.is_file():
@@ -80,7 +83,7 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputWriteError(path, _cause(error)) from error
+        raise OutputWriteError(path, cause_of(error)) from error
 
 
 @contextlib.contextmanager
@@ -94,7 +97,7 @@ def written_beside(path: Path) -> Iterator[Path]:
     OutputWriteError
         The system refuses to write: disk full, quota, permission.
     """
-    partial = path.with_name(f".stinfer-{secrets.token_hex(8)}.partial")
+    partial = _partial_of(path)
     try:
         partial.touch(exist_ok=False)
         yield partial
@@ -103,14 +106,21 @@ def written_beside(path: Path) -> Iterator[Path]:
     except OSError as error:
         if isinstance(error, StInferError):
             raise
-        raise OutputWriteError(path, _cause(error)) from error
+        raise OutputWriteError(path, cause_of(error)) from error
     finally:
         partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def written_together(paths: Sequence[Path]) -> Iterator[dict[Path, Path]]:
+def written_together(
+    paths: Sequence[Path], complete: Callable[[Mapping[Path, Path]], None] | None = None
+) -> Iterator[dict[Path, Path]]:
     """Give a name beside each of some files; rename them all when the block ends well, or none.
+
+    Parameters
+    ----------
+    paths : the files
+    complete : called with all names when the block has ended well, before the first is renamed
 
     Yields
     ------
@@ -121,20 +131,48 @@ def written_together(paths: Sequence[Path]) -> Iterator[dict[Path, Path]]:
     OutputWriteError
         The system refuses to write one of them.
     """
-    beside = {path: path.with_name(f".stinfer-{secrets.token_hex(8)}.partial") for path in paths}
+    beside = {path: _partial_of(path) for path in paths}
     final = {partial: path for path, partial in beside.items()}
     try:
         yield beside
+        if complete is not None:
+            complete(beside)
         for path, partial in beside.items():
             try:
                 partial.replace(path)
             except OSError as error:
-                raise OutputWriteError(path, _cause(error)) from error
+                raise OutputWriteError(path, cause_of(error)) from error
+        for folder in {path.parent for path in paths}:
+            _flush_folder(folder)
     except OutputWriteError as error:
         raise OutputWriteError(final.get(error.path, error.path), error.cause) from error
     finally:
         for partial in final:
             partial.unlink(missing_ok=True)
+
+
+def name_tag(path: Path) -> str:
+    """Return what marks the files of ours that lie beside an output and belong to it.
+
+    Returns
+    -------
+    16 hexadecimal digits, of the output's name alone
+    """
+    return hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
+
+
+def remove_partials(path: Path) -> None:
+    """Remove what a killed run has left half-written of an output; no other run may be writing it."""
+    for left in path.parent.glob(f".stinfer-{name_tag(path)}-*.partial"):
+        if _PARTIAL.fullmatch(left.name):
+            left.unlink(missing_ok=True)
+
+
+def _partial_of(path: Path) -> Path:
+    """Return a new name beside a file; one beside a partial file belongs to the same output."""
+    partial = _PARTIAL.fullmatch(path.name)
+    tag = partial[1] if partial else name_tag(path)
+    return path.with_name(f".stinfer-{tag}-{secrets.token_hex(8)}.partial")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -165,5 +203,16 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
-def _cause(error: Exception) -> str:
+def _flush_folder(folder: Path) -> None:
+    """Wait until the names in a folder would outlive the machine's power, where the system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def cause_of(error: Exception) -> str:
+    """Return the system's words for why it refused."""
     return os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)

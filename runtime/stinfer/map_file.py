@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -108,22 +108,25 @@ class MapWriter:
         self._source, self._new, self._held = source, new, held
         self._cells: h5py.Dataset | None = None
 
-    def iter_bands(self, needed: Bool, progress: Progress | None) -> Iterator[Band]:
+    def iter_bands(self, needed: Bool, progress: Progress | None) -> Generator[Band, None, None]:
         """Give the source's bands and write their cells; see `stinfer.feature_map.CellSource`."""
-        for band in self._source.iter_bands(needed, progress):
-            held = self._held[band.first_row : band.first_row + len(band.features)]
-            cells = band.features[held]
-            if self._cells is None:
-                shape = (int(self._held.sum()), cells.shape[1])
-                self._cells = h5ad.create_matrix(self._new.root, "X", shape, chunks=(1024, shape[1]))
-                self.digest.update(array_header(np.dtype(np.float32), shape))
-                channels = [f"channel_{i}" for i in range(shape[1])]
-                h5ad.write_table(self._new.root, "var", channels, {})
-            self._cells[self.n_written : self.n_written + len(cells)] = cells
-            self.digest.update(np.ascontiguousarray(cells, dtype="<f4").view(np.uint8).data)
-            self.n_written += len(cells)
-            self._new.check()
-            yield band
+        with contextlib.closing(self._source.iter_bands(needed, progress)) as bands:
+            for band in bands:
+                self._write(band)
+                yield band
+
+    def _write(self, band: Band) -> None:
+        cells = band.features[self._held[band.first_row : band.first_row + len(band.features)]]
+        if self._cells is None:
+            shape = (int(self._held.sum()), cells.shape[1])
+            self._cells = h5ad.create_matrix(self._new.root, "X", shape, chunks=(1024, shape[1]))
+            self.digest.update(array_header(np.dtype(np.float32), shape))
+            channels = [f"channel_{i}" for i in range(shape[1])]
+            h5ad.write_table(self._new.root, "var", channels, {})
+        self._cells[self.n_written : self.n_written + len(cells)] = cells
+        self.digest.update(np.ascontiguousarray(cells, dtype="<f4").view(np.uint8).data)
+        self.n_written += len(cells)
+        self._new.check()
 
 
 @contextlib.contextmanager
@@ -291,7 +294,7 @@ class MapFile:
             )
             raise MapFormatError(self.path, cause)
 
-    def iter_bands(self, needed: Bool, progress: Progress | None) -> Iterator[Band]:
+    def iter_bands(self, needed: Bool, progress: Progress | None) -> Generator[Band, None, None]:
         """Read the needed cells; see `stinfer.feature_map.CellSource`.
 
         Raises

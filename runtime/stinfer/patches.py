@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import numpy as np
 
@@ -11,7 +11,9 @@ from stinfer.geometry import extent_l0
 from stinfer.slide import Slide
 
 
-def iter_patches(slide: Slide, centers_l0: F64, fov_um: float, size_px: int, batch_size: int) -> Iterator[U8]:
+def iter_patches(
+    slide: Slide, centers_l0: F64, fov_um: float, size_px: int, batch_size: int
+) -> Generator[U8, None, None]:
     """Cut a square of `fov_um` around each center, in the order given.
 
     Parameters

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+import platform
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import wraps
 from pathlib import Path
-from typing import get_args
+from typing import Any, ParamSpec, get_args
 
 import numpy as np
 
 from stinfer.bank import Bank
+from stinfer.checkpoint import Checkpoint, checkpoint_path, refuse_foreign_file
 from stinfer.contract import F32, I64
-from stinfer.embed import FieldOfView, iter_map_embeddings, iter_patch_embeddings, open_encoder
+from stinfer.embed import FieldOfView, iter_map_embeddings, iter_patch_embeddings
 from stinfer.encoder import Device, Encoder
-from stinfer.errors import SettingError, check_choice
+from stinfer.errors import OutputExistsError, SettingError, check_choice
 from stinfer.feature_map import CellSource, Progress, SlideCells, cell_um, tissue_on
 from stinfer.files import is_file, refuse_existing, refuse_same_file, written_together
+from stinfer.finished import asked_for, read_finished, request_sha256, slide_fingerprint
 from stinfer.genes import ALL, select_genes
+from stinfer.lock import locked
 from stinfer.map_file import MapFile, MapRecipe, writing_map
 from stinfer.metric import project
-from stinfer.neighbors import Search, SearchChoice, choose_search
+from stinfer.neighbors import Search, SearchChoice
 from stinfer.ome_tiff import import_tifffile, write_ome_tiff
+from stinfer.open_bank import OpenBank
 from stinfer.picture import draw_gene_map
 from stinfer.places import Places, places_from_file, places_on_grid
 from stinfer.predict import Weighting, domain_distance, neighbor_weights
@@ -32,15 +38,19 @@ from stinfer.prediction import (
     write_csv,
     write_prediction,
 )
-from stinfer.record import Notices
+from stinfer.record import Notices, software_versions
 from stinfer.report import domain_columns, gene_map, grid_image, notice_guesses, run_record, slide_image
+from stinfer.run_log import log_event, logged_slide, logging_to, stage
 from stinfer.slide import Slide
+from stinfer.step_file import own_outputs
 from stinfer.subject import Subject, open_subject
 
 DEFAULT_BATCH_SIZE = 32
 # Channels of an OME-TIFF; viewers list them all.
 MAX_OME_GENES = 256
 MAP_SUFFIX = ".map.h5"
+
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,12 @@ class PredictionResult:
     n_genes: int
     notices: tuple[str, ...]
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All files, the prediction first."""
+        found = (self.path, self.csv_path, *self.png_paths, self.ome_tiff_path, self.map_path)
+        return tuple(path for path in found if path is not None)
+
 
 def default_output(slide: str | Path) -> Path:
     """Return where a slide's prediction goes unless told: the working folder, named after it."""
@@ -74,9 +90,27 @@ def default_output(slide: str | Path) -> Path:
     return Path(f"{stem}.stinfer.h5ad")
 
 
+def _logged(predict: Callable[P, PredictionResult]) -> Callable[P, PredictionResult]:
+    """Log a run, into the file that its argument `log` names."""
+
+    @wraps(predict)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> PredictionResult:
+        log, slide = kwargs.get("log"), kwargs.get("slide", args[0] if args else "")
+        with logging_to(None if log is None else Path(str(log))), logged_slide(str(slide)):
+            result = predict(*args, **kwargs)
+            log_event(
+                "slide_done", out=str(result.path), n_spots=result.n_spots, n_genes=result.n_genes,
+                outputs=[str(path) for path in result.paths],
+            )  # fmt: skip
+        return result
+
+    return wrapped
+
+
+@_logged
 def predict_slide(
     slide: str | Path,
-    bank: str | Path,
+    bank: str | Path | OpenBank,
     *,
     out: str | Path | None = None,
     mpp: float | None = None,
@@ -94,6 +128,7 @@ def predict_slide(
     batch_size: int = DEFAULT_BATCH_SIZE,
     threads: int | None = None,
     overwrite: bool = False,
+    log: str | Path | None = None,
     progress: Progress | None = None,
 ) -> PredictionResult:
     """Predict spatial gene expression for a slide and write it.
@@ -105,10 +140,13 @@ def predict_slide(
     4. Find the nearest references and weigh them.
     5. Average their expression and write it, block by block.
 
+    What is encoded is kept beside the output, in ``<out>.checkpoint``, until that is complete: after a crash
+    the same call goes on where it was, and gives the same bytes.
+
     Parameters
     ----------
     slide : whole-slide file or image, or a map that `save_map` wrote
-    bank : reference bank
+    bank : reference bank, or one that is open; `device`, `search` and `threads` are then as it was opened
     out : prediction to write, by default ``<slide>.stinfer.h5ad`` in the working folder
     mpp : µm per level-0 pixel, where the slide does not say or is wrong
     spots : file of places; see `stinfer.spots.read_spots`
@@ -125,6 +163,7 @@ def predict_slide(
     batch_size : patches encoded at a time
     threads : cores to use, by default those allowed
     overwrite : replace existing outputs
+    log : file to append to, a JSON object a line, for programs to read
     progress : called with what is done, how much there is, and of what: patches, regions or bands
 
     Raises
@@ -139,10 +178,17 @@ def predict_slide(
     csv_path, ome_path, map_path = (
         None if path is None else Path(path) for path in (csv, ome_tiff, save_map)
     )
+    asked = asked_for(
+        mpp=mpp, spots=spots, pitch_um=pitch_um, genes=genes, png=png, device=device, search=search, k=k,
+        weighting=weighting, batch_size=batch_size,
+    )  # fmt: skip
     if spots is not None and pitch_um is not None:
         what = "--spots and --pitch-um contradict each other: the file says where to predict"
         raise SettingError(what, "give one of them")
-    opened_bank = Bank.open(bank)
+    opened = (
+        bank if isinstance(bank, OpenBank) else OpenBank(bank, device=device, threads=threads, search=search)
+    )
+    opened_bank = opened.bank
     settings = opened_bank.settings
     chosen = select_genes(genes, opened_bank.genes)
     drawn = [int(select_genes([gene], opened_bank.genes)[0]) for gene in png]
@@ -154,10 +200,10 @@ def predict_slide(
         raise SettingError(what, "leave it out, or build the bank with --pooling map")
     outputs = [path for path in (out, csv_path, ome_path, map_path, *png_paths) if path is not None]
     gene_list = genes if isinstance(genes, str) and is_file(Path(genes)) else None
-    inputs = [Path(path) for path in (slide, bank, spots, gene_list) if path is not None]
-    refuse_same_file(inputs, outputs)
-    for path in outputs:
-        refuse_existing(path, overwrite=overwrite)
+    inputs = [Path(path) for path in (slide, opened_bank.path, spots, gene_list) if path is not None]
+    kept_path = checkpoint_path(out)
+    refuse_same_file(inputs, [*outputs, kept_path, *([] if log is None else [Path(log)])])
+    _refuse_existing(outputs, kept_path, overwrite=overwrite)
     k = settings.k if k is None else k
     if not 1 <= k <= opened_bank.n_refs:
         what = f"--k {k} is not between 1 and the bank's {opened_bank.n_refs} references"
@@ -166,14 +212,17 @@ def predict_slide(
     check_choice("weighting", weighting, get_args(Weighting))
     notices = Notices()
     with contextlib.ExitStack() as stack:
-        beside = stack.enter_context(written_together(outputs))
-        subject = stack.enter_context(open_subject(slide, mpp))
+        stack.enter_context(locked(outputs))
+        # Another run may have ended since.
+        _refuse_existing(outputs, kept_path, overwrite=overwrite)
+        with stage("open"):
+            subject = stack.enter_context(open_subject(slide, mpp))
         if isinstance(subject.source, MapFile):
             subject.source.refuse_foreign(opened_bank)
             if map_path is not None:
                 what = f"--save-map: {subject.path} is a map already"
                 raise SettingError(what, "leave it out")
-        encoder = open_encoder(opened_bank, device=device, threads=threads)
+        encoder, searcher = opened.encoder, opened.searcher
         if spots is None:
             finest_um = (
                 cell_um(encoder, settings.um_per_px) if settings.pooling == "map" else max(subject.mpp)
@@ -182,25 +231,37 @@ def predict_slide(
             places = places_on_grid(subject, subject.tissue(), pitch_um, finest_um)
         else:
             places = places_from_file(subject, spots, settings.spot_diameter_um)
-        searcher = choose_search(search, opened_bank)
+        log_event("places", **places.record)
         notice_guesses(notices, subject, places, opened_bank, encoder)
+        is_map_file = isinstance(subject.source, MapFile)
+        fingerprint = slide_fingerprint(subject.path, None if is_map_file else subject.sha256)
+        recipe = _encoding_recipe(subject, fingerprint, opened_bank, encoder)
+        checkpoint = stack.enter_context(Checkpoint(kept_path, recipe))
+        beside = stack.enter_context(written_together(outputs, checkpoint.note_outputs))
         neighbors = stack.enter_context(NeighborFile(out.parent, len(places.names), k))
         if settings.pooling == "map":
             kept = None if map_path is None else beside[map_path]
-            cells = _map_embeddings(subject, places, opened_bank, encoder, kept, notices, progress)
-            # A map half written goes with the error, not when Python lets go of the last frame.
-            embeddings: Iterator[tuple[I64, F32]] = stack.enter_context(contextlib.closing(cells))
+            found = _map_embeddings(
+                subject, places, opened_bank, encoder, kept, notices, progress, checkpoint
+            )
         else:
-            embeddings = iter_patch_embeddings(
+            found = iter_patch_embeddings(
                 _slide(subject),
                 places.centers_l0,
                 encoder,
                 FieldOfView.of(settings),
                 batch_size,
                 progress,
+                checkpoint,
             )
-            embeddings = ((spots_, project(raw, opened_bank.projection)) for spots_, raw in embeddings)
-        distance = _find_neighbors(embeddings, opened_bank, searcher, k, weighting, neighbors)
+        # Threads end and a map half written goes with an error, not when Python lets go of the last frame.
+        stack.enter_context(contextlib.closing(found))
+        embeddings: Iterator[tuple[I64, F32]] = found
+        if settings.pooling == "patch":
+            embeddings = ((spots_, project(raw, opened_bank.projection)) for spots_, raw in found)
+        with stage("embed and search") as counts:
+            distance = _find_neighbors(embeddings, opened_bank, searcher, k, weighting, neighbors)
+            counts["n_spots"] = len(places.names)
         columns = domain_columns(distance, opened_bank, notices)
         arguments = {
             "k": k,
@@ -210,6 +271,7 @@ def predict_slide(
             "device": device,
             "provider": encoder.provider,
             "batch_size": batch_size,
+            "request_sha256": request_sha256(fingerprint, opened.sha256, asked),
         }
         table = PredictionTable(
             spots=places.names,
@@ -218,17 +280,19 @@ def predict_slide(
             genes=tuple(opened_bank.genes[i] for i in chosen),
             gene_columns={name: values[chosen] for name, values in opened_bank.gene_columns.items()},
             image=slide_image(subject, places.mark_um),
-            record=run_record(subject, opened_bank, places, arguments, notices),
+            record=run_record(subject, opened_bank, opened.sha256, places, arguments, notices),
         )
-        for path, position in zip(png_paths, drawn, strict=True):
-            shown = gene_map(position, opened_bank, neighbors, table, places, subject)
-            draw_gene_map(beside[path], shown)
-        if csv_path is not None:
-            write_csv(beside[csv_path], table, opened_bank.expression, chosen, neighbors)
-        if ome_path is not None:
-            image = grid_image(table.genes, chosen, opened_bank, neighbors, places, subject)
-            write_ome_tiff(beside[ome_path], image, slide_name=subject.name, bank_name=opened_bank.path.name)
-        write_prediction(beside[out], table, opened_bank.expression, chosen, neighbors)
+        with stage("write"):
+            for path, position in zip(png_paths, drawn, strict=True):
+                shown = gene_map(position, opened_bank, neighbors, table, places, subject)
+                draw_gene_map(beside[path], shown)
+            if csv_path is not None:
+                write_csv(beside[csv_path], table, opened_bank.expression, chosen, neighbors)
+            if ome_path is not None:
+                image = grid_image(table.genes, chosen, opened_bank, neighbors, places, subject)
+                bank_name = opened_bank.path.name
+                write_ome_tiff(beside[ome_path], image, slide_name=subject.name, bank_name=bank_name)
+            write_prediction(beside[out], table, opened_bank.expression, chosen, neighbors)
     return PredictionResult(
         out,
         csv_path,
@@ -239,6 +303,36 @@ def predict_slide(
         len(chosen),
         tuple(notices.texts),
     )
+
+
+def finished_before(slide: Path, bank: OpenBank, out: Path, arguments: Mapping[str, Any]) -> int | None:
+    """Say whether an earlier run has written what this one would.
+
+    Parameters
+    ----------
+    slide, bank, out : of this run
+    arguments : of `predict_slide`
+
+    Returns
+    -------
+    number of spots it predicted; None where there is nothing yet
+
+    Raises
+    ------
+    OutputExistsError
+        Something else is there.
+    """
+    asked = asked_for(**arguments)
+    outputs = [out, *(_picture_path(out, gene) for gene in asked["png"])]
+    there = [path for path in outputs if path.exists()]
+    if set(there) <= own_outputs(checkpoint_path(out), outputs) or not slide.exists():
+        return None
+    found = read_finished(out)
+    if there != outputs or found is None:
+        raise OutputExistsError(there[0])
+    if found.request_sha256 != request_sha256(slide_fingerprint(slide), bank.sha256, asked):
+        raise OutputExistsError(out, ", and is of another slide, bank or arguments")
+    return found.n_spots
 
 
 def _check_count(name: str, value: object) -> None:
@@ -257,6 +351,28 @@ def _check_ome_tiff(n_genes: int, spots: str | Path | None) -> None:
     import_tifffile()  # a missing package is told before the hour of encoding
 
 
+def _refuse_existing(outputs: Sequence[Path], kept_path: Path, *, overwrite: bool) -> None:
+    own = own_outputs(kept_path, outputs)
+    for path in outputs:
+        refuse_existing(path, overwrite=overwrite or path in own)
+    refuse_existing(kept_path, overwrite=True)
+    refuse_foreign_file(kept_path)
+
+
+def _encoding_recipe(subject: Subject, fingerprint: str, bank: Bank, encoder: Encoder) -> dict[str, Any]:
+    """Return what everything that is encoded depends on, beside the places."""
+    return {
+        "slide": fingerprint,
+        "size_l0": list(subject.size_l0),
+        "mpp": list(subject.mpp),
+        "pooling": bank.settings.pooling,
+        **asdict(MapRecipe.of(bank)),
+        "provider": encoder.provider,
+        "machine": platform.machine(),
+        "software": software_versions(),
+    }
+
+
 def _slide(subject: Subject) -> Slide:
     if not isinstance(subject.source, Slide):
         msg = "a map has no patches; refuse_foreign refuses it"
@@ -272,6 +388,7 @@ def _map_embeddings(
     map_path: Path | None,
     notices: Notices,
     progress: Progress | None,
+    checkpoint: Checkpoint,
 ) -> Generator[tuple[I64, F32], None, None]:
     """Embed places through the windows of a map, and write the map if it is to be kept."""
     settings = bank.settings
@@ -281,7 +398,9 @@ def _map_embeddings(
         subject.source.refuse_other_cells(cell_um(encoder, settings.um_per_px), n_channels)
         source, tissue = subject.source, subject.source.tissue
     else:
-        source = SlideCells(_slide(subject), encoder, settings.um_per_px, bank.projection)
+        source = SlideCells(
+            _slide(subject), encoder, settings.um_per_px, bank.projection, checkpoint=checkpoint
+        )
         tissue = tissue_on(source.lattice, subject.tissue(), subject.mpp)
     lattice = source.lattice
     centers = lattice.to_cells(places.centers_l0, subject.mpp)

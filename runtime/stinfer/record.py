@@ -28,7 +28,7 @@ class Notices:
 
     def add(self, text: str) -> None:
         """Say a notice and keep it."""
-        logger.warning(text)
+        logger.warning(text, extra={"event": "notice"})
         self.texts.append(text)
 
 

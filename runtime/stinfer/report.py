@@ -148,7 +148,12 @@ def _map_record(subject: Subject) -> dict[str, str]:
 
 
 def run_record(
-    slide: Subject, bank: Bank, places: Places, arguments: dict[str, Any], notices: Notices
+    slide: Subject,
+    bank: Bank,
+    bank_sha256: str,
+    places: Places,
+    arguments: dict[str, Any],
+    notices: Notices,
 ) -> dict[str, Any]:
     """Return the whole record; `reference_bank/FORMAT.md` describes it."""
     return {
@@ -167,7 +172,7 @@ def run_record(
         },
         "bank": {
             "name": plain_name(bank.path.name),
-            "sha256": sha256_file(bank.path),
+            "sha256": bank_sha256,
             "n_references": bank.n_refs,
             **bank.settings.to_uns(),
         },

@@ -139,7 +139,7 @@ def test_bank_verify() -> None:
 
 @pytest.mark.parametrize("limit", [2_000, 30_000])
 @pytest.mark.parametrize("extra", [[], ["--csv", "p.csv", "--png", "RED"]])
-def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, limit: int, extra: list[str]) -> None:
+def test_a_full_disk_leaves_nothing_but_the_checkpoint(tmp_path: Path, limit: int, extra: list[str]) -> None:
     """A limit on the size of files fails every write beyond it, as a full disk does."""
     code = "import sys; from stinfer.cli import run_main; sys.argv[0] = 'stinfer-run'; run_main()"
     done = subprocess.run(
@@ -152,13 +152,16 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, limit: int, ext
     )
     lines = [line for line in done.stderr.splitlines() if line and "patches/s" not in line]
     assert done.returncode == 1, done.stderr
-    assert lines[0].startswith("Error: cannot write p.")
-    assert lines[1].startswith("Try:   make room")
-    assert len(lines) == 2
-    assert list(tmp_path.iterdir()) == []
+    assert lines[0] == (
+        "Note:  1 of 1 batches are kept in p.h5ad.checkpoint: run the same command again to go on there"
+    )
+    assert lines[1].startswith("Error: cannot write p.")
+    assert lines[2].startswith("Try:   make room")
+    assert len(lines) == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["p.h5ad.checkpoint"]
 
 
-def test_a_terminated_run_leaves_nothing(tmp_path: Path) -> None:
+def test_a_terminated_run_leaves_nothing_but_the_checkpoint(tmp_path: Path) -> None:
     """SIGTERM, as a batch system sends it, while the outputs are being written."""
     code = (
         "import os, signal, stinfer.pipeline as p\n"
@@ -172,7 +175,7 @@ def test_a_terminated_run_leaves_nothing(tmp_path: Path) -> None:
         [sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, check=False
     )
     assert done.returncode == 128 + 15
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["p.h5ad.checkpoint"]
 
 
 def test_nothing_is_written_to_the_home_folder(tmp_path: Path) -> None:

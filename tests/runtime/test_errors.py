@@ -35,6 +35,7 @@ EXAMPLES = [
     errors.GeneUnknownError(["file.svs"], [[]], 10),
     errors.SettingError("--k 0 in file.svs", "give more"),
     errors.OutputExistsError(PATH),
+    errors.OutputBusyError(PATH, " (process 7 on here)"),
     errors.OutputWriteError(PATH, "disk full"),
     errors.ExtraMissingError("file.svs", "annoy", "--search annoy"),
 ]

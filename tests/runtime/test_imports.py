@@ -22,6 +22,7 @@ ALLOWED = {
     "PIL",
     "openslide",
     "click",
+    "filelock",
     "tqdm",
     "annoy",
     "tifffile",
@@ -61,7 +62,7 @@ def test_the_runtime_loads_no_machine_learning_stack():
 def test_the_command_starts_without_loading_what_only_a_run_needs():
     loaded = loaded_by("import stinfer.cli")
     assert {"stinfer", "click"} <= loaded
-    assert loaded & {"numpy", "onnxruntime", "h5py", "PIL", "openslide", "tqdm"} == set()
+    assert loaded & {"numpy", "onnxruntime", "h5py", "PIL", "openslide", "tqdm", "filelock"} == set()
 
 
 def test_the_package_alone_loads_nothing_but_itself():
@@ -89,13 +90,15 @@ def test_arithmetic_imports_numpy_alone(name):
 
 def test_public_names_are_there_on_first_use():
     from stinfer.bank import Bank
+    from stinfer.batch import predict_slides
     from stinfer.errors import StInferError
     from stinfer.pipeline import predict_slide
 
     assert stinfer.Bank is Bank
     assert stinfer.StInferError is StInferError
     assert stinfer.predict_slide is predict_slide
-    assert {"Bank", "StInferError", "predict_slide", "__version__"} == set(stinfer.__all__)
+    assert stinfer.predict_slides is predict_slides
+    assert {"Bank", "StInferError", "predict_slide", "predict_slides", "__version__"} == set(stinfer.__all__)
 
 
 def test_an_unknown_name_is_an_attribute_error():

@@ -1,0 +1,51 @@
+"""A bank with its model and its search, loaded once for as many slides as there are."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+from stinfer.bank import Bank
+from stinfer.embed import open_encoder
+from stinfer.encoder import Device, Encoder
+from stinfer.files import sha256_file
+from stinfer.neighbors import Search, SearchChoice, choose_search
+
+
+class OpenBank:
+    """A checked bank; its model and its search are loaded when they are first asked for.
+
+    Parameters
+    ----------
+    path : the bank
+    device, threads : see `stinfer.embed.open_encoder`
+    search : see `stinfer.neighbors.choose_search`
+
+    Raises
+    ------
+    BankError
+        It cannot be used.
+    """
+
+    def __init__(
+        self, path: str | Path, *, device: Device, threads: int | None, search: SearchChoice
+    ) -> None:
+        self.bank = Bank.open(path)
+        self._device: Device = device
+        self._threads = threads
+        self._search: SearchChoice = search
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The bank's own model; raises as `open_encoder`."""
+        return open_encoder(self.bank, device=self._device, threads=self._threads)
+
+    @cached_property
+    def searcher(self) -> Search:
+        """What finds neighbors among the references; raises as `choose_search`."""
+        return choose_search(self._search, self.bank)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the bank's file."""
+        return sha256_file(self.bank.path)
