@@ -105,20 +105,31 @@ class SlideTooLargeError(SlideError, ValueError):
 class ScaleUnknownError(SlideError, ValueError):
     """The slide does not say how many µm a pixel is."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(
-            f"slide {path} does not say how many µm one pixel is",
-            "give it with --mpp, for example --mpp 0.5 for a 20x scan, 0.25 for 40x",
-        )
+    def __init__(self, path: Path, magnification: float | None = None) -> None:
+        what = f"slide {path} does not say how many µm one pixel is"
+        fix = "give it with --mpp, for example --mpp 0.5 for a 20x scan, 0.25 for 40x"
+        if magnification is not None:
+            # A camera's pixel of about 10 µm, divided: what most scanners have, and no more than that.
+            what += f", only that it was scanned at {magnification:g}x, which scanners differ in"
+            fix = f"give it with --mpp; at {magnification:g}x it is probably about {10 / magnification:.3g}"
+        super().__init__(what, fix)
 
 
 class ScaleImpossibleError(SlideError, ValueError):
     """The µm per pixel is out of the range of microscopes."""
 
-    def __init__(self, source: str, mpp: tuple[float, float], minimum_um: float, maximum_um: float) -> None:
+    def __init__(
+        self,
+        source: str,
+        mpp: tuple[float, float],
+        minimum_um: float,
+        maximum_um: float,
+        screen_dpi: int | None = None,
+    ) -> None:
         shown = f"{mpp[0]:g}" if mpp[0] == mpp[1] else f"{mpp[0]:g} x {mpp[1]:g}"
+        why = "" if screen_dpi is None else f", just the {screen_dpi} dpi of a screen"
         super().__init__(
-            f"{source} gives {shown} µm per pixel, "
+            f"{source} gives {shown} µm per pixel{why}, "
             f"outside the {minimum_um:g} to {maximum_um:g} of slide scans",
             "give the true value with --mpp, for example --mpp 0.5 for a 20x scan, 0.25 for 40x",
         )

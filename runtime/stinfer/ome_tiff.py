@@ -12,8 +12,9 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from stinfer import tiff_extra
 from stinfer.contract import F32
-from stinfer.errors import ExtraMissingError, SettingError
+from stinfer.errors import SettingError
 from stinfer.files import written_beside
 
 if TYPE_CHECKING:
@@ -131,12 +132,7 @@ def import_tifffile() -> ModuleType:
     ExtraMissingError
         It is not installed.
     """
-    try:
-        import tifffile
-    except ImportError as error:
-        raise ExtraMissingError(package="tifffile", extra="tiff", purpose="writing an OME-TIFF") from error
-    module: ModuleType = tifffile
-    return module
+    return tiff_extra.import_tifffile("writing an OME-TIFF", codecs=False)
 
 
 def _checked(image: GridImage, index: int) -> F32:

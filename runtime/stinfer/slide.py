@@ -1,4 +1,4 @@
-"""Slides behind one small interface: OpenSlide for pyramids, Pillow for flat images.
+"""Slides behind one small interface, whichever library reads them.
 
 Whatever the file, coordinates are level-0 pixels, and a read gives RGB at the wanted size: from
 the pyramid level nearest above the wanted resolution, resampled with an antialiasing filter. What
@@ -7,17 +7,9 @@ lies beyond the image, or is transparent, is white, like glass.
 
 from __future__ import annotations
 
-import contextlib
-import math
-import struct
-from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
-
-import numpy as np
-import openslide
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from stinfer.contract import MPP_MAX_UM, MPP_MIN_UM, U8
 from stinfer.errors import (
@@ -25,37 +17,12 @@ from stinfer.errors import (
     ScaleUnknownError,
     SlideError,
     SlideNotFoundError,
-    SlideTooLargeError,
     SlideUnreadableError,
 )
-
-FLAT_LIMIT_PX = 500_000_000
-# Pixels of a level that are decoded at once; a larger box is read in bands.
-_BAND_LIMIT_PX = 16_000_000
-# A flat image of so many pixels has a second level, of the means of squares of so many a side.
-_FLAT_REDUCED_FROM_PX = 4_000_000
-_FLAT_REDUCTION = 4
-_FLAT_FORMATS = ("JPEG", "PNG", "TIFF")
-# What Pillow raises for damaged data depends on the format and on where the damage is.
-_PILLOW_DAMAGE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    TypeError,
-    KeyError,
-    IndexError,
-    OverflowError,
-    struct.error,
-)
-_COLOR_MODES = ("RGB", "RGBA", "P", "CMYK", "YCbCr")
-# Tags of TIFF and EXIF.
-_ORIENTATION, _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 0x0112, 0x011A, 0x011B, 0x0128
-_UM_PER_INCH = 25_400.0
-# Pillow's bilinear filter widens with the reduction: a triangle over two output pixels. Unlike a
-# box it has no jumps as the phase between source and output pixels changes.
-_FILTER = Image.Resampling.BILINEAR
-_FILTER_SUPPORT = 1.0
+from stinfer.slide_box import nearest_level, read_box
+from stinfer.slide_readers import open_source
+from stinfer.slide_scale import BY_USER, is_possible, screen_dpi
+from stinfer.slide_source import Source
 
 
 class SlideLike(Protocol):
@@ -76,65 +43,6 @@ class SlideLike(Protocol):
     mpp: tuple[float, float]
 
 
-class _Source(Protocol):
-    """Pixels of one file, level by level."""
-
-    downsamples: tuple[float, ...]
-    level_sizes: tuple[tuple[int, int], ...]
-
-    def read_level(self, level: int, x: int, y: int, width: int, height: int) -> Image.Image:
-        """Read RGB pixels of a level; the box lies inside the level."""
-
-    def close(self) -> None:
-        """Close the file."""
-
-
-class _OpenSlideSource:
-    """A pyramid that OpenSlide reads."""
-
-    def __init__(self, path: Path, handle: openslide.OpenSlide) -> None:
-        self._path = path
-        self._handle = handle
-        self.downsamples = tuple(float(d) for d in handle.level_downsamples)
-        self.level_sizes = tuple((int(w), int(h)) for w, h in handle.level_dimensions)
-        color = handle.properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "ffffff")
-        self._background = "#" + color
-
-    def read_level(self, level: int, x: int, y: int, width: int, height: int) -> Image.Image:
-        scale = self.downsamples[level]
-        try:
-            rgba = self._handle.read_region((round(x * scale), round(y * scale)), level, (width, height))
-        except openslide.OpenSlideError as error:
-            raise SlideUnreadableError(self._path, str(error)) from error
-        rgb = Image.new("RGB", rgba.size, self._background)
-        rgb.paste(rgba, mask=rgba.getchannel("A"))
-        return rgb
-
-    def close(self) -> None:
-        self._handle.close()
-
-
-class _FlatSource:
-    """An image that is decoded whole; a large one has a level of means, to be seen whole from."""
-
-    def __init__(self, image: Image.Image) -> None:
-        self._levels = [image]
-        self.downsamples: tuple[float, ...] = (1.0,)
-        self.level_sizes: tuple[tuple[int, int], ...] = (image.size,)
-        if image.width * image.height >= _FLAT_REDUCED_FROM_PX:
-            reduced = (-(-image.width // _FLAT_REDUCTION), -(-image.height // _FLAT_REDUCTION))
-            self.downsamples, self.level_sizes = (1.0, float(_FLAT_REDUCTION)), (image.size, reduced)
-
-    def read_level(self, level: int, x: int, y: int, width: int, height: int) -> Image.Image:
-        if level == len(self._levels):
-            self._levels.append(self._levels[0].reduce(_FLAT_REDUCTION))
-        return self._levels[level].crop((x, y, x + width, y + height))
-
-    def close(self) -> None:
-        for image in self._levels:
-            image.close()
-
-
 class Slide:
     """An open slide.
 
@@ -145,6 +53,7 @@ class Slide:
     mpp : µm per level-0 pixel, x and y
     mpp_source : where the scale comes from, for the record
     said_mpp : what the file says, where that was overridden
+    remarks : what was converted, guessed or left out when it was opened, in words
 
     Attributes
     ----------
@@ -155,17 +64,19 @@ class Slide:
     def __init__(
         self,
         path: Path,
-        source: _Source,
+        source: Source,
         mpp: tuple[float, float],
         mpp_source: str,
         *,
         said_mpp: tuple[float, float] | None = None,
+        remarks: tuple[str, ...] = (),
     ) -> None:
         self.path = path
         self.mpp = mpp
         self.mpp_source = mpp_source
         self.said_mpp = said_mpp
-        self.size_l0 = source.level_sizes[0]
+        self.remarks = remarks
+        self.size_l0 = source.levels[0].size
         self._source = source
 
     def __enter__(self) -> Slide:
@@ -196,50 +107,8 @@ class Slide:
         SlideUnreadableError
             The file is damaged there.
         """
-        step_x, step_y = extent[0] / size_px[0], extent[1] / size_px[1]
-        level = self._nearest_level(min(step_x, step_y))
-        scale = self._source.downsamples[level]
-        row_px = extent[0] * step_y / scale**2
-        band_px = max(int(_BAND_LIMIT_PX / row_px), 1)
-        bands = []
-        for top in range(0, size_px[1], band_px):
-            n_rows = min(band_px, size_px[1] - top)
-            corner = (corner_l0[0], corner_l0[1] + top * step_y)
-            bands.append(self._read_band(level, corner, (extent[0], n_rows * step_y), (size_px[0], n_rows)))
-        return bands[0] if len(bands) == 1 else np.concatenate(bands)
-
-    def _nearest_level(self, step: float) -> int:
-        """Return the coarsest level that is not coarser than `step` level-0 pixels per pixel."""
-        level = 0
-        for candidate, downsample in enumerate(self._source.downsamples):
-            # A level a hair coarser than wanted counts as equal: downsamples are quotients of rounded sizes.
-            if downsample <= step * 1.01:
-                level = candidate
-        return level
-
-    def _read_band(
-        self,
-        level: int,
-        corner_l0: tuple[float, float],
-        extent: tuple[float, float],
-        size_px: tuple[int, int],
-    ) -> U8:
-        scale = self._source.downsamples[level]
-        left, right = _span(corner_l0[0] / scale, extent[0] / scale, size_px[0])
-        top, bottom = _span(corner_l0[1] / scale, extent[1] / scale, size_px[1])
-        width, height = self._source.level_sizes[level]
-        x0, x1 = max(left, 0), min(right, width)
-        y0, y1 = max(top, 0), min(bottom, height)
-        if x0 >= x1 or y0 >= y1:
-            return np.full((size_px[1], size_px[0], 3), 255, dtype=np.uint8)
-        region = self._source.read_level(level, x0, y0, x1 - x0, y1 - y0)
-        if (x0, y0, x1, y1) != (left, top, right, bottom):
-            canvas = Image.new("RGB", (right - left, bottom - top), "#ffffff")
-            canvas.paste(region, (x0 - left, y0 - top))
-            region = canvas
-        box_left, box_top = corner_l0[0] / scale - left, corner_l0[1] / scale - top
-        box = (box_left, box_top, box_left + extent[0] / scale, box_top + extent[1] / scale)
-        return np.asarray(region.resize(size_px, _FILTER, box=box), dtype=np.uint8)
+        level = nearest_level(self._source.levels, (extent[0] / size_px[0], extent[1] / size_px[1]))
+        return read_box(self._source, level, corner_l0, extent, size_px)
 
     def thumbnail(self, longest_px: int) -> U8:
         """Read the whole slide with its longer side at most `longest_px`.
@@ -254,53 +123,51 @@ class Slide:
         return self.read((0.0, 0.0), (float(width), float(height)), size_px)
 
 
-def _span(start: float, length: float, n_px: int) -> tuple[int, int]:
-    """Whole level pixels that the resampling of [start, start + length) to `n_px` touches."""
-    margin = math.ceil(_FILTER_SUPPORT * max(length / n_px, 1.0)) + 1
-    return math.floor(start) - margin, math.ceil(start + length) + margin
-
-
-def open_slide(path: str | Path, mpp: float | None = None) -> Slide:
+def open_slide(path: str | Path, mpp: float | tuple[float, float] | None = None) -> Slide:
     """Open a slide and settle its scale.
 
     Parameters
     ----------
-    path : anything OpenSlide reads, or a JPEG, PNG or TIFF image
-    mpp : µm per level-0 pixel; overrides what the file says
+    path : anything OpenSlide reads, a folder of a DICOM slide, or a JPEG, PNG or TIFF image
+    mpp : µm per level-0 pixel, or those of x and y; overrides what the file says
 
     Raises
     ------
     SlideNotFoundError, SlideUnreadableError, SlideTooLargeError
         The file cannot be opened.
+    ExtraMissingError
+        It takes packages that are not installed.
     ScaleUnknownError, ScaleImpossibleError
         Neither the file nor `mpp` gives a scale of 0.05 to 20 µm per pixel.
     """
     path = Path(path)
     try:
         exists = path.exists()
-    except (OSError, ValueError):  # a name that no file can have
+    except (OSError, ValueError, RuntimeError):  # a name that no file can have, or a loop of links
         exists = False
     if not exists:
         raise SlideNotFoundError(path)
     if not (path.is_file() or path.is_dir()):
         cause = "it is a device or a pipe, not a file"
         raise SlideUnreadableError(path, cause)
+    given = None
     if mpp is not None:
-        mpp = float(mpp)
-        check_mpp("--mpp", (mpp, mpp))
-    source, found, said_by = _open_source(path)
+        given = (float(mpp[0]), float(mpp[1])) if isinstance(mpp, tuple) else (float(mpp), float(mpp))
+        check_mpp("--mpp", given)
+    opened = open_source(path)
+    found = opened.mpp
     try:
-        if mpp is not None:
+        if given is not None:
             # A print resolution, as 72 dpi, says nothing that could be contradicted.
-            said = found if found is not None and _is_possible(found) else None
-            return Slide(path, source, (mpp, mpp), "given by the user", said_mpp=said)
+            said = found if found is not None and is_possible(found) else None
+            return Slide(path, opened.source, given, BY_USER, said_mpp=said, remarks=opened.remarks)
         if found is None:
-            raise ScaleUnknownError(path)
-        check_mpp(f"the {said_by} of {path}", found)
+            raise ScaleUnknownError(path, opened.magnification)
+        check_mpp(f"the {opened.said_by} of {path}", found)
     except SlideError:
-        source.close()
+        opened.source.close()
         raise
-    return Slide(path, source, found, said_by)
+    return Slide(path, opened.source, found, opened.said_by, remarks=opened.remarks)
 
 
 def check_mpp(said_by: str, mpp: tuple[float, float]) -> None:
@@ -311,112 +178,5 @@ def check_mpp(said_by: str, mpp: tuple[float, float]) -> None:
     ScaleImpossibleError
         A value is outside 0.05 to 20 µm per pixel, or no number.
     """
-    if not _is_possible(mpp):
-        raise ScaleImpossibleError(said_by, mpp, MPP_MIN_UM, MPP_MAX_UM)
-
-
-def _is_possible(mpp: tuple[float, float]) -> bool:
-    return all(MPP_MIN_UM <= value <= MPP_MAX_UM for value in mpp)
-
-
-def _open_source(path: Path) -> tuple[_Source, tuple[float, float] | None, str]:
-    """Open with OpenSlide, else with Pillow; return pixels, scale and who said it."""
-    refusal: Exception
-    try:
-        handle = openslide.OpenSlide(path)
-    except openslide.OpenSlideUnsupportedFormatError as error:
-        refusal = error
-    except openslide.OpenSlideError as error:
-        raise SlideUnreadableError(path, str(error)) from error
-    else:
-        if handle.properties.get(openslide.PROPERTY_NAME_VENDOR) == "generic-tiff" and not _plain_tiff(path):
-            handle.close()
-            return _flat_source(path)
-        scale = _number(handle.properties.get(openslide.PROPERTY_NAME_MPP_X))
-        scale_y = _number(handle.properties.get(openslide.PROPERTY_NAME_MPP_Y))
-        found = None if scale is None or scale_y is None else (scale, scale_y)
-        return _OpenSlideSource(path, handle), found, "slide metadata"
-    if path.is_dir():
-        raise SlideUnreadableError(path, "it is a folder that holds no slide OpenSlide knows") from refusal
-    return _flat_source(path)
-
-
-def _plain_tiff(path: Path) -> bool:
-    """Say whether OpenSlide reads a tiled TIFF right: it turns tile by tile, and takes grey for colour."""
-    try:
-        with _opened_by_pillow(path) as image:
-            return image.mode in _COLOR_MODES and image.getexif().get(_ORIENTATION, 1) == 1
-    except _PILLOW_DAMAGE:
-        return True  # Pillow does not know its compression; OpenSlide does
-
-
-def _flat_source(path: Path) -> tuple[_Source, tuple[float, float] | None, str]:
-    image, found = _read_flat(path)
-    return _FlatSource(image), found, "resolution tag"
-
-
-@contextlib.contextmanager
-def _opened_by_pillow(path: Path) -> Iterator[Image.Image]:
-    """Open an image without Pillow's own limit, which is below an ordinary section's photograph."""
-    limit = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = None
-    try:
-        with Image.open(path, formats=_FLAT_FORMATS) as image:
-            yield image
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        return None if text is None else float(text)
-    except ValueError:
-        return None
-
-
-def _read_flat(path: Path) -> tuple[Image.Image, tuple[float, float] | None]:
-    """Decode a flat image; return it as RGB and, where it has a resolution tag, its scale."""
-    try:
-        with _opened_by_pillow(path) as image:
-            if image.width * image.height > FLAT_LIMIT_PX:
-                raise SlideTooLargeError(path, image.width, image.height, FLAT_LIMIT_PX)
-            if image.mode not in _COLOR_MODES:
-                cause = f"it has pixels of kind {image.mode!r}; H&E needs 8-bit colour"
-                raise SlideUnreadableError(path, cause)
-            dpi = _resolution_dpi(image)
-            # Values 5 to 8 exchange rows and columns.
-            turned = image.getexif().get(_ORIENTATION, 1) >= 5
-            ImageOps.exif_transpose(image, in_place=True)
-            if image.mode == "RGBA" or "transparency" in image.info:
-                clear = image.convert("RGBA")
-                flat = Image.new("RGB", clear.size, "#ffffff")
-                flat.paste(clear, mask=clear.getchannel("A"))
-            else:
-                # Decoded now, since its file is closed with this block.
-                image.load()
-                flat = image if image.mode == "RGB" else image.convert("RGB")
-    except UnidentifiedImageError as error:
-        raise SlideUnreadableError(path, "it is no image that OpenSlide or Pillow knows") from error
-    except _PILLOW_DAMAGE as error:
-        if isinstance(error, SlideError):
-            raise
-        raise SlideUnreadableError(path, str(error)) from error
-    if dpi is None:
-        return flat, None
-    x, y = (_UM_PER_INCH / value for value in dpi)
-    return flat, (y, x) if turned else (x, y)
-
-
-def _resolution_dpi(image: Image.Image) -> tuple[float, float] | None:
-    """Return the file's own resolution, x and y, without the 72 or 1 that Pillow puts where it has none."""
-    is_jpeg = image.format in ("JPEG", "MPO")  # a camera's JPEG of several images is an MPO
-    if image.format == "TIFF" or (is_jpeg and image.info.get("jfif_unit", 0) not in (1, 2)):
-        tags = image.getexif()
-        per_unit = {2: 1.0, 3: 2.54}.get(tags.get(_RESOLUTION_UNIT, 2 if is_jpeg else 1))
-        x, y = tags.get(_X_RESOLUTION), tags.get(_Y_RESOLUTION)
-        if per_unit is None or not x or not y:
-            return None
-        dpi: tuple[float, ...] = (float(x) * per_unit, float(y) * per_unit)
-    else:
-        dpi = tuple(float(value) for value in image.info.get("dpi", (0, 0)))
-    return (dpi[0], dpi[1]) if len(dpi) == 2 and min(dpi) > 0 else None
+    if not is_possible(mpp):
+        raise ScaleImpossibleError(said_by, mpp, MPP_MIN_UM, MPP_MAX_UM, screen_dpi(mpp))

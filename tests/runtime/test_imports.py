@@ -26,6 +26,7 @@ ALLOWED = {
     "tqdm",
     "annoy",
     "tifffile",
+    "imagecodecs",
     "stinfer",
 }
 # What only a type checker reads.
@@ -48,6 +49,7 @@ def test_the_runtime_loads_no_machine_learning_stack():
         "torch",
         "torchvision",
         "tifffile",
+        "imagecodecs",
         "timm",
         "onnx",
         "stinfer_export",

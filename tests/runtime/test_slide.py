@@ -287,11 +287,30 @@ def test_what_is_no_image_is_refused(tmp_path, content):
     assert str(path) in caught.value.what
 
 
-@pytest.mark.parametrize("suffix", ["gif", "bmp", "webp", "ppm"])
-def test_other_kinds_of_images_are_refused(tmp_path, suffix):
+@pytest.mark.parametrize(
+    ("suffix", "kind"),
+    [
+        ("gif", "it is a GIF image"),
+        ("bmp", "it is a BMP image"),
+        ("webp", "it is a WebP image"),
+        ("ppm", "it is no image that OpenSlide or Pillow knows"),
+    ],
+)
+def test_other_kinds_of_images_are_refused_by_name(tmp_path, suffix, kind):
     path = tmp_path / f"a.{suffix}"
     Image.fromarray(NOISE).save(path)
-    with pytest.raises(SlideUnreadableError, match="no image that OpenSlide or Pillow knows"):
+    with pytest.raises(SlideUnreadableError, match=kind):
+        open_slide(path, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [(b"", "it is empty"), (b"PK\x03\x04" + b"\0" * 99, "a zip archive: unpack it first")],
+)
+def test_what_is_no_image_is_named(tmp_path, content, kind):
+    path = tmp_path / "slide.svs"
+    path.write_bytes(content)
+    with pytest.raises(SlideUnreadableError, match=kind):
         open_slide(path, 1.0)
 
 
@@ -312,7 +331,7 @@ def test_a_folder_is_refused(tmp_path):
 def test_grey_images_are_refused_with_the_reason(tmp_path, image, kind):
     path = tmp_path / "a.png"
     image.save(path)
-    with pytest.raises(SlideUnreadableError, match=f"pixels of kind '{kind}'; H&E needs 8-bit colour"):
+    with pytest.raises(SlideUnreadableError, match=f"pixels of kind '{kind}'; H&E needs colour"):
         open_slide(path, 1.0)
 
 
