@@ -21,7 +21,8 @@ from stinfer.neighbors import Distance
 from stinfer.predict import Weighting
 
 GeneJoin = Literal["union", "intersection"]
-MetricKind = Literal["none", "standardize", "pca"]
+MetricKind = Literal["none", "standardize", "pca", "supervised"]
+Preset = Literal["fast", "best", "custom"]
 
 DEFAULT_MAX_OUTSIDE = 0.25
 # 224 px at the 0.69 µm per pixel of most sections of her2st: what the published method cuts.
@@ -53,7 +54,10 @@ class BankPlan:
         projected, else ``standardize``
     distance, k, weighting : how the runtime averages; k None is 100, or a fifth of
         the references where that is fewer
-    include_model : write the ONNX file into the bank
+    include_model : write the ONNX files into the bank
+    preset : what these settings follow, for the record
+    orientations : in how many orientations networks see the tissue, 1, 4 or 8
+    stain : ``macenko`` brings every section's stains to their common middle before it is encoded
     """
 
     dataset: str
@@ -69,19 +73,23 @@ class BankPlan:
     k: int | None = None
     weighting: Weighting = "softmax"
     include_model: bool = True
+    preset: Preset = "custom"
+    orientations: int = 1
+    stain: Literal["none", "macenko"] = "none"
 
 
-def choose_view(plan: BankPlan, card: ModelCard) -> FieldOfView:
-    """Settle what is looked at, where the plan leaves it to the backbone.
+def choose_view(plan: BankPlan, cards: Sequence[ModelCard]) -> FieldOfView:
+    """Settle what is looked at, where the plan leaves it to the backbones.
 
     Raises
     ------
     SettingError
-        The backbone has no map, or the windows are not such as the pooling takes.
+        A backbone has no map, or the windows are not such as the pooling takes.
     """
-    pooling = plan.pooling or ("patch" if card.map_traits is None else "map")
-    if pooling == "map" and card.map_traits is None:
-        what = f"{card.backbone} cannot encode a slide as a map: {card.map_refusal}"
+    without = next((card for card in cards if card.map_traits is None), None)
+    pooling = plan.pooling or ("patch" if without is not None else "map")
+    if pooling == "map" and without is not None:
+        what = f"{without.backbone} cannot encode a slide as a map: {without.map_refusal}"
         raise SettingError(what, "use --pooling patch, or another backbone")
     default_um = DEFAULT_PATCH_FOV_UM if pooling == "patch" else DEFAULT_MAP_FOV_UM
     sides_um = default_um if plan.fov_um is None else plan.fov_um
@@ -96,13 +104,15 @@ def choose_view(plan: BankPlan, card: ModelCard) -> FieldOfView:
     if len(sides_um) > 1 or plan.window != "square":
         what = "--pooling patch encodes one square around each spot"
         raise SettingError(what, "give one --fov-um and no --window, or use --pooling map")
-    um_per_px = sides_um[0] / card.input_size_px
+    smallest = min(cards, key=lambda card: card.input_size_px)
+    um_per_px = sides_um[0] / smallest.input_size_px
     if um_per_px > MPP_MAX_UM:
         what = (
-            f"--fov-um {sides_um[0]:g} is {um_per_px:.5g} µm per pixel on the {card.input_size_px} px that "
-            f"{card.backbone} takes, more than {MPP_MAX_UM:g}"
+            f"--fov-um {sides_um[0]:g} is {um_per_px:.5g} µm per pixel on the {smallest.input_size_px} px "
+            f"that {smallest.backbone} takes, more than {MPP_MAX_UM:g}"
         )
-        raise SettingError(what, f"give at most {MPP_MAX_UM * card.input_size_px:g}, or use --pooling map")
+        fix = f"give at most {MPP_MAX_UM * smallest.input_size_px:g}, or use --pooling map"
+        raise SettingError(what, fix)
     return FieldOfView(pooling, tuple(sides_um), plan.window, um_per_px)
 
 

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from stinfer import h5ad
-from stinfer.bank import Bank, hash_parts
+from stinfer.bank import ANNOY, Bank, hash_parts, model_names
+from stinfer.contract import F64
+from stinfer.stain import Stain
 
 
 def write_bank(
-    bank: Bank, *, model: bytes | None, annoy: bytes | None, sources: Mapping[str, Any], notices: list[str]
+    bank: Bank,
+    *,
+    models: Sequence[bytes],
+    annoy: bytes | None,
+    sources: Mapping[str, Any],
+    notices: list[str],
 ) -> None:
     """Write a bank to its path, all or nothing.
 
     Parameters
     ----------
     bank : its content; `hashes` are computed here
-    model : bytes of the ONNX file, or None to leave it out
+    models : bytes of the ONNX files, or none to leave them out
     annoy : bytes of the Annoy index, or None where there is none
     sources : for each section, what it was read from
     notices : what was dropped, filled in or left out
@@ -30,14 +37,19 @@ def write_bank(
     OutputWriteError
         The disk is full, or the folder cannot be written.
     """
-    blobs = {name: data for name, data in (("model", model), ("annoy", annoy)) if data is not None}
+    blobs = dict(zip(model_names(bank.settings), models, strict=True)) if models else {}
+    if annoy is not None:
+        blobs[ANNOY] = annoy
     hashes = hash_parts(bank) | {name: hashlib.sha256(data).hexdigest() for name, data in blobs.items()}
     sparse = bank.expression
     uns: dict[str, Any] = {
         **bank.settings.to_uns(),
         "metric_mean": bank.metric.mean,
         "metric_components": bank.metric.components,
-        **({} if bank.projection is None else {"projection": bank.projection}),
+        "domain_mean": bank.domain.mean,
+        "domain_components": bank.domain.components,
+        **{f"projection_{i}": p for i, p in enumerate(bank.projections) if p is not None},
+        **({} if bank.stain is None else _stain(bank.stain)),
         "distance_quantiles": bank.distance_quantiles,
         "sources": sources,
         "notices": notices,
@@ -52,4 +64,9 @@ def write_bank(
         h5ad.write_table(file, "var", bank.genes, bank.gene_columns)
         h5ad.write_array(file["obsm"], "spatial", bank.spatial)
         h5ad.write_array(file["obsm"], "embedding", bank.embedding)
+        h5ad.write_array(file["obsm"], "domain", bank.domain_embedding)
         h5ad.write_mapping(file["uns"], "stinfer", uns)
+
+
+def _stain(stain: Stain) -> dict[str, F64]:
+    return {"stain_directions": stain.directions, "stain_amounts": stain.amounts}

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stinfer.bank import Sparse
 from stinfer.contract import F32, F64, I64
 from stinfer.neighbors import Distance, ExactSearch
 from stinfer.predict import Weighting, domain_distance, neighbor_weights
 from stinfer.prediction import Neighbors, iter_expression
+from stinfer.sparse import Sparse
 from stinfer_export.agreement import pearson_by_gene
 
 _N_QUANTILES = 101

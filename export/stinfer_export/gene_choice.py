@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from stinfer.bank import Sparse
 from stinfer.contract import I64
+from stinfer.sparse import Sparse
 
 DEFAULT_N_GENES = 250
 DEFAULT_MIN_DETECTED = 0.3

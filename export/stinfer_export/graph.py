@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from stinfer.contract import MODEL_EMBEDDING, MODEL_FEATURES, MODEL_INPUT, ModelCard
+from stinfer.contract import MODEL_EMBEDDING, MODEL_FEATURES, MODEL_INPUT, ModelCard, moment_outputs
 from stinfer.errors import ExtraMissingError
 from stinfer_export.errors import BackboneUnsupportedError
 from stinfer_export.registry import BackboneSpec
@@ -37,6 +37,25 @@ MAX_FILE_BYTES = 2**31 - 1
 _PROBE_CELLS = (8, 10)
 _PROBE_CELL_PX = 32
 
+# Pixels from one place to the next of the stages whose mean squares are an output.
+STAGE_REDUCTIONS = (4, 8, 16)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """An earlier map of a network.
+
+    Parameters
+    ----------
+    module : name of the module that gives it
+    channels : numbers per place
+    reduction : pixels from one place to the next
+    """
+
+    module: str
+    channels: int
+    reduction: int
+
 
 @dataclass(frozen=True)
 class FeatureMap:
@@ -44,12 +63,14 @@ class FeatureMap:
 
     Parameters
     ----------
-    channels : numbers per cell
+    channels : numbers per cell, of the last map
     stride : pixels from one cell to the next
+    stages : earlier maps whose mean squares are an output too
     """
 
     channels: int
     stride: int
+    stages: tuple[Stage, ...] = ()
 
 
 class BackboneGraph(torch.nn.Module):
@@ -59,22 +80,22 @@ class BackboneGraph(torch.nn.Module):
     ----------
     backbone : timm network without a classifier
     spec : its normalisation
-    with_features : whether the map is an output
+    feature_map : the map that is an output; None for none
     """
 
     mean: torch.Tensor
     scale: torch.Tensor
 
-    def __init__(self, backbone: torch.nn.Module, spec: BackboneSpec, *, with_features: bool) -> None:
+    def __init__(self, backbone: torch.nn.Module, spec: BackboneSpec, feature_map: FeatureMap | None) -> None:
         super().__init__()
         self.backbone = backbone
-        self.with_features = with_features
+        self.feature_map = feature_map
         std = torch.tensor(spec.std, dtype=torch.float64)
         mean = torch.tensor(spec.mean, dtype=torch.float64)
         self.register_buffer("mean", (mean * 255).float().reshape(3, 1, 1))
         self.register_buffer("scale", (1 / (std * 255)).float().reshape(3, 1, 1))
 
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """Normalise and encode.
 
         Parameters
@@ -83,14 +104,60 @@ class BackboneGraph(torch.nn.Module):
 
         Returns
         -------
-        embedding (n, dim); with it, if asked for, features (n, channels, height / stride, width / stride)
+        embedding (n, dim); with it, where there is a map, features (n, channels, height / stride,
+        width / stride) and, of each stage, the mean squares of its channels over a cell
         """
         # Moved while a pixel is still one byte per channel.
         images = (pixels.permute(0, 3, 1, 2).float() - self.mean) * self.scale
-        if not self.with_features:
+        if self.feature_map is None:
             return self.backbone(images)  # type: ignore[no-any-return]
-        features = self.backbone.forward_features(images)  # type: ignore[operator]
-        return self.backbone.forward_head(features), features  # type: ignore[operator]
+        with watching(self.backbone, self.feature_map.stages) as seen:
+            features = self.backbone.forward_features(images)  # type: ignore[operator]
+        embedding = self.backbone.forward_head(features)  # type: ignore[operator]
+        squares = []
+        for stage in self.feature_map.stages:
+            side = self.feature_map.stride // stage.reduction
+            squares.append(torch.nn.functional.avg_pool2d(seen[stage.module] ** 2, side))
+        return embedding, features, *squares
+
+
+@contextmanager
+def watching(backbone: torch.nn.Module, stages: Sequence[Stage]) -> Iterator[dict[str, torch.Tensor]]:
+    """Keep what some modules give while the network runs, by their names."""
+    seen: dict[str, torch.Tensor] = {}
+    handles = []
+    for stage in stages:
+
+        def keep(_: torch.nn.Module, __: object, given: torch.Tensor, name: str = stage.module) -> None:
+            seen[name] = given
+
+        handles.append(backbone.get_submodule(stage.module).register_forward_hook(keep))
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def find_stages(backbone: torch.nn.Module, stride: int) -> tuple[Stage, ...]:
+    """Find the stages whose texture a cell is told by: the last of each reduction of 4, 8 and 16.
+
+    A network that timm does not describe so has none.
+
+    Parameters
+    ----------
+    backbone : timm network
+    stride : of its last map
+    """
+    described = getattr(backbone, "feature_info", None)
+    described = getattr(described, "info", described)
+    if not isinstance(described, list):
+        return ()
+    found = {
+        int(one["reduction"]): Stage(one["module"], int(one["num_chs"]), int(one["reduction"]))
+        for one in described
+    }
+    return tuple(found[r] for r in STAGE_REDUCTIONS if r in found and r < stride and stride % r == 0)
 
 
 def find_feature_map(backbone: torch.nn.Module, spec: BackboneSpec) -> FeatureMap | None:
@@ -102,15 +169,22 @@ def find_feature_map(backbone: torch.nn.Module, spec: BackboneSpec) -> FeatureMa
     if spec.fixed_size:
         return None
     height_px, width_px = (cells * _PROBE_CELL_PX for cells in _PROBE_CELLS)
+    images = torch.zeros(1, 3, height_px, width_px)
     with torch.inference_mode():
-        features = backbone.forward_features(torch.zeros(1, 3, height_px, width_px))  # type: ignore[operator]
+        features = backbone.forward_features(images)  # type: ignore[operator]
     if not isinstance(features, torch.Tensor) or features.ndim != 4:
         return None
     _, channels, rows, columns = features.shape
     stride = height_px // rows
     if rows * stride != height_px or columns * stride != width_px:
         return None
-    return FeatureMap(channels, stride)
+    stages = find_stages(backbone, stride)
+    with torch.inference_mode(), watching(backbone, stages) as seen:
+        backbone.forward_features(images)  # type: ignore[operator]
+    expected = {s.module: (1, s.channels, height_px // s.reduction, width_px // s.reduction) for s in stages}
+    if {name: tuple(given.shape) for name, given in seen.items()} != expected:
+        stages = ()  # channels last, as of a transformer's stages
+    return FeatureMap(channels, stride, stages)
 
 
 def export_graph(backbone: torch.nn.Module, spec: BackboneSpec, checkpoint_sha256: str) -> onnx.ModelProto:
@@ -127,7 +201,7 @@ def export_graph(backbone: torch.nn.Module, spec: BackboneSpec, checkpoint_sha25
     feature_map = find_feature_map(backbone, spec)
     if feature_map is None:
         logger.warning("%s has no map of cells: its file has no output %r", spec.name, MODEL_FEATURES)
-    graph = BackboneGraph(backbone, spec, with_features=feature_map is not None).eval()
+    graph = BackboneGraph(backbone, spec, feature_map).eval()
     height_px, width_px = spec.input_size_px, spec.input_size_px
     if not spec.fixed_size:
         height_px, width_px = height_px + 32, width_px + 64
@@ -139,7 +213,9 @@ def export_graph(backbone: torch.nn.Module, spec: BackboneSpec, checkpoint_sha25
         cause = f"it gives {embedding.ndim - 1} dimensions per patch, not one"
         raise BackboneUnsupportedError(spec.name, cause)
 
-    outputs = [MODEL_EMBEDDING] if feature_map is None else [MODEL_EMBEDDING, MODEL_FEATURES]
+    outputs = [MODEL_EMBEDDING]
+    if feature_map is not None:
+        outputs += [MODEL_FEATURES, *moment_outputs(len(feature_map.stages))]
     model = _to_onnx(graph, example, outputs, spec)
     card = ModelCard(
         backbone=spec.name,
@@ -149,6 +225,7 @@ def export_graph(backbone: torch.nn.Module, spec: BackboneSpec, checkpoint_sha25
         stride=0 if feature_map is None else feature_map.stride,
         checkpoint_sha256=checkpoint_sha256,
         precision="fp32",
+        moments=() if feature_map is None else tuple(stage.channels for stage in feature_map.stages),
     )
     _strip(model)
     _name_axes(model, card)
@@ -209,7 +286,10 @@ def _name_axes(model: onnx.ModelProto, card: ModelCard) -> None:
     names = {
         MODEL_INPUT: ("n", "height", "width", None),
         MODEL_EMBEDDING: ("n", None),
-        MODEL_FEATURES: ("n", None, f"height/{card.stride}", f"width/{card.stride}"),
+        **dict.fromkeys(
+            [MODEL_FEATURES, *moment_outputs(len(card.moments))],
+            ("n", None, f"height/{card.stride}", f"width/{card.stride}"),
+        ),
     }
     for value in (*model.graph.input, *model.graph.output):
         for axis, axis_name in zip(value.type.tensor_type.shape.dim, names[value.name], strict=True):

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stinfer.bank import Sparse
 from stinfer.contract import F32, I64, AnyArray
 from stinfer.errors import SettingError
 from stinfer.record import Notices
+from stinfer.sparse import Sparse
 from stinfer_export.bank_plan import GeneJoin
 from stinfer_export.section_encoding import Part
 

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from stinfer.contract import F32, MODEL_EMBEDDING, MODEL_FEATURES, MODEL_INPUT, U8
+from stinfer.contract import F32, MODEL_EMBEDDING, MODEL_FEATURES, MODEL_INPUT, U8, moment_outputs
 from stinfer.errors import ExtraMissingError
 from stinfer.onnx_runtime import ORT_ERRORS, ort
 from stinfer_export.errors import ParityError
+from stinfer_export.graph import find_feature_map, watching
 from stinfer_export.registry import BackboneSpec
 from stinfer_export.tissue_noise import tissue_patch
 
@@ -80,14 +81,27 @@ def reference(backbone: torch.nn.Module, spec: BackboneSpec, pixels: U8) -> dict
 
     Returns
     -------
-    ``embedding`` (n, dim) and ``features``, in whatever layout the network has them
+    ``embedding`` (n, dim), ``features`` in whatever layout the network has them, and ``moments_0`` … of its
+    stages
     """
     normalised = (pixels.astype(np.float64) / 255.0 - np.array(spec.mean)) / np.array(spec.std)
     images = torch.from_numpy(np.ascontiguousarray(normalised.transpose(0, 3, 1, 2), dtype=np.float32))
+    feature_map = find_feature_map(backbone, spec)
+    stages = () if feature_map is None else feature_map.stages
     with torch.inference_mode():
         embedding = backbone(images)
-        features = backbone.forward_features(images)  # type: ignore[operator]  # torch types attributes as Module
-    return {MODEL_EMBEDDING: embedding.numpy(), MODEL_FEATURES: features.numpy()}
+        with watching(backbone, stages) as seen:
+            features = backbone.forward_features(images)  # type: ignore[operator]  # torch types attributes as Module
+    moments = []
+    for stage in stages:
+        squares = seen[stage.module].numpy().astype(np.float64) ** 2
+        n, channels, rows, columns = squares.shape
+        side = feature_map.stride // stage.reduction if feature_map is not None else 1
+        whole = squares[:, :, : rows // side * side, : columns // side * side]
+        cells = whole.reshape(n, channels, rows // side, side, columns // side, side)
+        moments.append(cells.mean(axis=(3, 5)).astype(np.float32))
+    found = {MODEL_EMBEDDING: embedding.numpy(), MODEL_FEATURES: features.numpy()}
+    return found | dict(zip(moment_outputs(len(moments)), moments, strict=True))
 
 
 def relative_error(found: F32, truth: F32, name: str, batch: str) -> float:

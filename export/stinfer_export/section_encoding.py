@@ -8,16 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from stinfer.bank import Sparse
 from stinfer.contract import F32, F64, I64, Bool
-from stinfer.embed import FieldOfView, check_view, iter_map_embeddings, iter_patch_embeddings
-from stinfer.encoder import Encoder
+from stinfer.embed import FieldOfView, iter_map_embeddings, iter_patch_embeddings
+from stinfer.encoder_stack import EncoderStack
 from stinfer.feature_map import Progress, SlideCells, tissue_on
 from stinfer.geometry import extent_l0, outside_fraction, outside_px
 from stinfer.predict import log1p_cp10k
 from stinfer.record import Notices
-from stinfer.slide import Slide, open_slide
-from stinfer.tissue import find_tissue
+from stinfer.slide import PixelSource, open_slide
+from stinfer.sparse import Sparse
+from stinfer.stain import Stain
+from stinfer.stained_slide import in_stain_of
+from stinfer.tissue import TissueMask, find_tissue
 from stinfer_export.bank_plan import BankPlan
 from stinfer_export.datasets.section import Section
 from stinfer_export.errors import DatasetError
@@ -43,12 +45,24 @@ def encode_section(
     section: Section,
     plan: BankPlan,
     view: FieldOfView,
-    encoder: Encoder,
+    encoders: EncoderStack,
+    stain: Stain | None,
     batch_size: int,
     notices: Notices,
     progress: Progress | None,
 ) -> Part:
-    """Drop the spots that cannot be used, embed the others and normalise their counts."""
+    """Drop the spots that cannot be used, embed the others and normalise their counts.
+
+    Parameters
+    ----------
+    section : measured
+    plan, view : of the bank
+    encoders : backbones, nothing projected
+    stain : that the section is brought to before it is encoded; None to leave it as it is
+    batch_size : patches encoded at a time
+    notices : told what is dropped
+    progress : called with what is done, how much there is, and of what
+    """
     with open_slide(section.image_path, section.mpp) as slide:
         _refuse_misplaced(section, extent_l0(plan.pitch_um, slide.mpp), slide.size_l0)
         extent = extent_l0(view.sides_um[0], slide.mpp)
@@ -61,11 +75,16 @@ def encode_section(
         kept = np.flatnonzero(~lost & (totals > 0))
         centers = section.centers_l0[kept]
         _notice_drops(section, plan, view, outside, lost, totals, kept, notices)
-        embeddings = np.empty((len(kept), check_view(view, encoder, None)), dtype=np.float32)
-        if view.pooling == "map" and len(kept):
-            found = _map_embeddings(section, slide, centers, view, encoder, notices, progress)
+        tissue = find_tissue(slide) if view.pooling == "map" or stain is not None else None
+        seen: PixelSource = slide
+        if tissue is not None:
+            seen = in_stain_of(stain, slide, tissue, f"section {section.name}", notices)
+        dim = len(view.sides_um) * sum(encoders.widths)
+        embeddings = np.empty((len(kept), dim), dtype=np.float32)
+        if view.pooling == "map" and tissue is not None and len(kept):
+            found = _map_embeddings(section, seen, tissue, centers, view, encoders, notices, progress)
         else:
-            found = iter_patch_embeddings(slide, centers, encoder, view, batch_size, progress)
+            found = iter_patch_embeddings(seen, centers, encoders, view, batch_size, progress)
         for places, batch in found:
             embeddings[places] = batch
     return Part(
@@ -84,15 +103,16 @@ def encode_section(
 
 def _map_embeddings(
     section: Section,
-    slide: Slide,
+    slide: PixelSource,
+    mask: TissueMask,
     centers_l0: F64,
     view: FieldOfView,
-    encoder: Encoder,
+    encoders: EncoderStack,
     notices: Notices,
     progress: Progress | None,
 ) -> Iterator[tuple[I64, F32]]:
-    source = SlideCells(slide, encoder, view.um_per_px, None)
-    tissue = tissue_on(source.lattice, find_tissue(slide), slide.mpp)
+    source = SlideCells(slide, encoders, view.um_per_px)
+    tissue = tissue_on(source.lattice, mask, slide.mpp)
     centers = source.lattice.to_cells(centers_l0, slide.mpp)
     plan = view.plan(centers, source.lattice.cell_um, tissue)
     if plan.by_area.any():
@@ -100,7 +120,7 @@ def _map_embeddings(
             f"section {section.name}: {int(plan.by_area.sum())} spots have hardly any tissue in their window "
             f"of {view.sides_um[0]:g} µm; all that is in their windows is averaged, glass too"
         )
-    return iter_map_embeddings(source, plan, plan.needed, encoder, progress)
+    return iter_map_embeddings(source, plan, plan.needed, encoders, progress)
 
 
 def _refuse_misplaced(section: Section, pitch_l0: tuple[float, float], size_l0: tuple[int, int]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -26,9 +27,10 @@ from stinfer.errors import (
 from stinfer.files import is_file, sha256_file
 from stinfer.integrity import hash_arrays, hash_json
 from stinfer.metric import AffineMetric
+from stinfer.sparse import Sparse
+from stinfer.stain import Stain
 
-# What `uns/stinfer/hashes` names: every part, and those of the blobs that the bank holds.
-BLOBS = ("model", "annoy")
+ANNOY = "annoy"
 # HDF5, h5py and numpy speak of damage in all of these; whichever it is, the file is no whole bank.
 DAMAGE = (
     OSError,
@@ -41,44 +43,8 @@ DAMAGE = (
     OverflowError,
     MemoryError,
 )
-PARTS = ("settings", "genes", "spots", "expression", "embedding", "metric", "calibration")
-
-
-@dataclass(frozen=True)
-class Sparse:
-    """A compressed sparse row matrix.
-
-    Parameters
-    ----------
-    data, indices : (n_stored,) values and their columns
-    indptr : (n_rows + 1,) where each row starts
-    n_columns : width
-    """
-
-    data: F32
-    indices: AnyArray
-    indptr: AnyArray
-    n_columns: int
-
-    def columns(self, chosen: I64) -> F32:
-        """Return some columns as a dense matrix.
-
-        Parameters
-        ----------
-        chosen : (n,), columns without repeats
-
-        Returns
-        -------
-        (n_rows, n)
-        """
-        position = np.full(self.n_columns, -1, dtype=np.int64)
-        position[chosen] = np.arange(len(chosen))
-        target = position[self.indices]
-        kept = target >= 0
-        rows = np.repeat(np.arange(len(self.indptr) - 1), np.diff(self.indptr))[kept]
-        dense = np.zeros((len(self.indptr) - 1, len(chosen)), dtype=np.float32)
-        dense[rows, target[kept]] = self.data[kept]
-        return dense
+# The last versions that had one model, and whose distances were those of the metric.
+_ONE_MODEL = 2
 
 
 @dataclass(frozen=True)
@@ -98,7 +64,11 @@ class Bank:
     expression : (n_refs, n_genes), log1p CP10K
     embedding : (n_refs, n), after the metric
     metric : the affine map
-    projection : (channels, n) linear map of every cell, or patch, before the metric; None where there is none
+    projections : for each model, (channels, n) linear map of its cells, or patches, before the metric; None
+        where there is none
+    domain : the affine map to where it is told how usual a place is
+    domain_embedding : (n_refs, m), after that map
+    stain : that slides are brought to before they are encoded; None where they are left as they are
     distance_quantiles : (m,), quantiles 0 to 1 of the references' own held-out neighbor distance
     hashes : SHA-256 of each part
     """
@@ -115,7 +85,10 @@ class Bank:
     expression: Sparse
     embedding: F32
     metric: AffineMetric
-    projection: F32 | None
+    projections: tuple[F32 | None, ...]
+    domain: AffineMetric
+    domain_embedding: F32
+    stain: Stain | None
     distance_quantiles: F32
     hashes: dict[str, str]
 
@@ -137,7 +110,7 @@ class Bank:
             with h5py.File(path, "r") as file:
                 h5ad.refuse_links(file)
                 bank = _read(path, file, _check_version(path, file))
-                for name in BLOBS:
+                for name in (*model_names(bank.settings, _version(file)), ANNOY):
                     found = _hash_bytes(_blob(file, name)) if name in file["uns/stinfer"] else "none"
                     _compare(path, name, bank.hashes.get(name, "none"), found)
             _check_shapes(bank)
@@ -149,33 +122,47 @@ class Bank:
             ) from error
         return bank
 
-    def model(self) -> bytes:
-        """Return the ONNX file, from the bank or from beside it.
+    def models(self) -> list[bytes]:
+        """Return the ONNX files, from the bank or from beside it.
 
         Raises
         ------
         BankFormatError
-            It was left out, and the file of its hash is not beside the bank.
+            One was left out, and the file of its hash is not beside the bank.
         ModelFormatError
             The file beside the bank is another model.
         """
+        found = []
         with h5py.File(self.path, "r") as file:
-            if "model" in file["uns/stinfer"]:
-                return _blob(file, "model")
-        beside = self.path.with_name(f"{self.settings.backbone}.onnx")
+            names = model_names(self.settings, _version(file))
+            for name, backbone, sha256 in zip(
+                names, self.settings.backbones, self.settings.models_sha256, strict=True
+            ):
+                if name in file["uns/stinfer"]:
+                    found.append(_blob(file, name))
+                else:
+                    found.append(self._model_beside(backbone, sha256))
+        return found
+
+    def _model_beside(self, backbone: str, sha256: str) -> bytes:
+        beside = self.path.with_name(f"{backbone}.onnx")
         if not is_file(beside):
             cause = f"the model was left out of it, and there is no {beside.name} beside it"
             raise BankFormatError(self.path, cause)
-        if sha256_file(beside) != self.settings.model_sha256:
-            source = str(beside)
-            cause = f"its SHA-256 is not the {self.settings.model_sha256} that made bank {self.path}"
-            raise ModelFormatError(source, cause)
+        if sha256_file(beside) != sha256:
+            cause = f"its SHA-256 is not the {sha256} that made bank {self.path}"
+            raise ModelFormatError(str(beside), cause)
         return beside.read_bytes()
+
+    @property
+    def holds_models(self) -> bool:
+        """Whether the bank is enough to predict."""
+        return any(name.startswith("model") for name in self.hashes)
 
     def annoy_index(self) -> bytes | None:
         """Return the Annoy index as it was saved, or None where the bank has none."""
         with h5py.File(self.path, "r") as file:
-            return _blob(file, "annoy") if "annoy" in file["uns/stinfer"] else None
+            return _blob(file, ANNOY) if ANNOY in file["uns/stinfer"] else None
 
     @property
     def n_refs(self) -> int:
@@ -188,12 +175,19 @@ class Bank:
         return np.unique(np.asarray(self.sections), return_inverse=True)[1].astype(np.int64)
 
 
+def model_names(settings: BankSettings, version: int = BANK_FORMAT_VERSION) -> list[str]:
+    """Return what the models are called in `uns/stinfer`."""
+    if version <= _ONE_MODEL:
+        return ["model"]
+    return [f"model_{i}" for i in range(len(settings.backbones))]
+
+
 def hash_parts(bank: Bank, version: int = BANK_FORMAT_VERSION) -> dict[str, str]:
-    """Hash every part of a bank, as a version has them, but its blobs; keys are `PARTS`."""
+    """Hash every part of a bank, as a version has them, but its blobs."""
     texts = [list(bank.spots), list(bank.sections), list(bank.patients)]
     sparse = bank.expression
-    projections = [] if bank.projection is None else [bank.projection]
-    return {
+    projections = [projection for projection in bank.projections if projection is not None]
+    parts = {
         "settings": hash_json(bank.settings.to_mapping(version)),
         "genes": hash_json([list(bank.genes), _hash_columns(bank.gene_columns)]),
         "spots": hash_json([texts, _hash_columns(bank.spot_columns), hash_arrays(bank.spatial)]),
@@ -202,10 +196,20 @@ def hash_parts(bank: Bank, version: int = BANK_FORMAT_VERSION) -> dict[str, str]
         "metric": hash_arrays(bank.metric.mean, bank.metric.components, *projections),
         "calibration": hash_arrays(bank.distance_quantiles),
     }
+    if version > _ONE_MODEL:
+        domain = bank.domain
+        parts["domain"] = hash_arrays(domain.mean, domain.components, bank.domain_embedding)
+        if bank.stain is not None:
+            parts["stain"] = hash_arrays(bank.stain.directions, bank.stain.amounts)
+    return parts
 
 
 def _hash_columns(columns: dict[str, AnyArray]) -> dict[str, str]:
     return {name: hash_arrays(values) for name, values in columns.items()}
+
+
+def _version(file: h5py.File) -> int:
+    return int(h5ad.read_scalars(file["uns/stinfer"])["format_version"])
 
 
 def _check_version(path: Path, file: h5py.File) -> int:
@@ -217,6 +221,26 @@ def _check_version(path: Path, file: h5py.File) -> int:
     if not 1 <= version <= BANK_FORMAT_VERSION:
         raise BankVersionError(path, version, BANK_FORMAT_VERSION)
     return version
+
+
+def _read_settings(uns: h5py.Group, version: int) -> BankSettings:
+    values: dict[str, Any] = dict(h5ad.read_scalars(uns))
+    if version > 1:
+        values["fov_um"] = h5ad.read_array(uns, "fov_um").tolist()
+    if version > _ONE_MODEL:
+        values["backbones"] = h5ad.read_strings(uns, "backbones")
+        values["models_sha256"] = h5ad.read_strings(uns, "models_sha256")
+        values["orientations"] = h5ad.read_array(uns, "orientations").tolist()
+    return BankSettings.from_mapping(values)
+
+
+def _read_projections(uns: h5py.Group, settings: BankSettings, version: int) -> tuple[F32 | None, ...]:
+    if version == 1:
+        return (None,)
+    if version == _ONE_MODEL:
+        return (h5ad.read_array(uns, "projection") if "projection" in uns else None,)
+    names = [f"projection_{i}" for i in range(len(settings.backbones))]
+    return tuple(h5ad.read_array(uns, name) if name in uns else None for name in names)
 
 
 def _read(path: Path, file: h5py.File, version: int) -> Bank:
@@ -232,12 +256,15 @@ def _read(path: Path, file: h5py.File, version: int) -> Bank:
         int(x.attrs["shape"][1]),
     )
     texts = ("section", "patient")
-    settings = h5ad.read_scalars(uns)
-    if version > 1:
-        settings["fov_um"] = h5ad.read_array(uns, "fov_um").tolist()
+    settings = _read_settings(uns, version)
+    metric = _read_affine(uns, "metric")
+    embedding = h5ad.read_array(file["obsm"], "embedding")
+    stain = None
+    if settings.stain != "none":
+        stain = Stain(h5ad.read_array(uns, "stain_directions"), h5ad.read_array(uns, "stain_amounts"))
     bank = Bank(
         path=path,
-        settings=BankSettings.from_mapping(settings),
+        settings=settings,
         genes=tuple(h5ad.read_strings(var, "_index")),
         gene_columns={name: h5ad.read_array(var, name) for name in var.attrs["column-order"]},
         spots=tuple(h5ad.read_strings(obs, "_index")),
@@ -248,9 +275,12 @@ def _read(path: Path, file: h5py.File, version: int) -> Bank:
         },
         spatial=h5ad.read_array(file["obsm"], "spatial"),
         expression=sparse,
-        embedding=h5ad.read_array(file["obsm"], "embedding"),
-        metric=AffineMetric(h5ad.read_array(uns, "metric_mean"), h5ad.read_array(uns, "metric_components")),
-        projection=h5ad.read_array(uns, "projection") if version > 1 and "projection" in uns else None,
+        embedding=embedding,
+        metric=metric,
+        projections=_read_projections(uns, settings, version),
+        domain=_read_affine(uns, "domain") if version > _ONE_MODEL else metric,
+        domain_embedding=h5ad.read_array(file["obsm"], "domain") if version > _ONE_MODEL else embedding,
+        stain=stain,
         distance_quantiles=h5ad.read_array(uns, "distance_quantiles"),
         hashes={key: str(value) for key, value in h5ad.read_scalars(uns["hashes"]).items()},
     )
@@ -259,11 +289,21 @@ def _read(path: Path, file: h5py.File, version: int) -> Bank:
     return bank
 
 
+def _read_affine(uns: h5py.Group, name: str) -> AffineMetric:
+    mean, components = (h5ad.read_array(uns, f"{name}_{part}") for part in ("mean", "components"))
+    return AffineMetric(mean, components)
+
+
 def _check_shapes(bank: Bank) -> None:
     """Refuse parts that do not fit together, whatever their hashes say."""
     n_refs, n_genes = bank.n_refs, len(bank.genes)
     sparse = bank.expression
-    if bank.distance_quantiles.ndim != 1 or bank.embedding.ndim != 2 or sparse.indptr.ndim != 1:
+    if (
+        bank.distance_quantiles.ndim != 1
+        or bank.embedding.ndim != 2
+        or bank.domain_embedding.ndim != 2
+        or sparse.indptr.ndim != 1
+    ):
         cause = "its arrays have not the format's dimensions"
         raise BankFormatError(bank.path, cause)
     checks = {
@@ -276,8 +316,8 @@ def _check_shapes(bank: Bank) -> None:
         "its expression does not fit its spots and genes": (
             len(sparse.indptr) == n_refs + 1 and sparse.n_columns == n_genes
         ),
-        "its expression matrix is no valid CSR": _valid_csr(sparse),
-        "its embeddings do not fit its spots": len(bank.embedding) == n_refs,
+        "its expression matrix is no valid CSR": sparse.is_valid(),
+        "its embeddings do not fit its spots": len(bank.embedding) == len(bank.domain_embedding) == n_refs,
         "its spots' coordinates do not fit": bank.spatial.shape == (n_refs, 2),
         "its gene symbols repeat": len(set(bank.genes)) == n_genes,
         "its spots' names repeat": len(set(bank.spots)) == n_refs,
@@ -285,8 +325,12 @@ def _check_shapes(bank: Bank) -> None:
         "its gene columns do not fit its genes": all(
             c.shape == (n_genes,) for c in bank.gene_columns.values()
         ),
-        "its metric does not fit its embeddings": _metric_fits(bank),
-        "its projection does not fit its metric": _projection_fits(bank),
+        "its metric does not fit its embeddings": _fits(bank.metric, bank.embedding),
+        "its domain does not fit its embeddings": (
+            _fits(bank.domain, bank.domain_embedding) and bank.domain.mean.shape == bank.metric.mean.shape
+        ),
+        "its projections are no matrices": all(p is None or p.ndim == 2 for p in bank.projections),
+        "its stain is none": _stain_fits(bank.stain),
         "its distance quantiles do not ascend": (
             bank.distance_quantiles.size > 1 and bool((np.diff(bank.distance_quantiles) >= 0).all())
         ),
@@ -310,39 +354,27 @@ def _types_fit(bank: Bank) -> bool:
 
 
 def _floats(bank: Bank) -> list[AnyArray]:
-    found: list[AnyArray] = [bank.expression.data, bank.embedding, bank.metric.mean, bank.metric.components]
-    found.append(bank.distance_quantiles)
-    return found if bank.projection is None else [*found, bank.projection]
+    return [
+        bank.expression.data,
+        *(bank.embedding, bank.metric.mean, bank.metric.components),
+        *(bank.domain_embedding, bank.domain.mean, bank.domain.components),
+        *(projection for projection in bank.projections if projection is not None),
+        bank.distance_quantiles,
+    ]
 
 
-def _valid_csr(sparse: Sparse) -> bool:
-    """Say whether rows follow each other and columns ascend in every row."""
-    if not (
-        sparse.data.ndim == sparse.indices.ndim == 1
-        and len(sparse.data) == len(sparse.indices)
-        and len(sparse.indptr) > 0
-        and int(sparse.indptr[0]) == 0
-        and int(sparse.indptr[-1]) == len(sparse.data)
-        and bool((np.diff(sparse.indptr) >= 0).all())
-        and (not sparse.indices.size or 0 <= sparse.indices.min() <= sparse.indices.max() < sparse.n_columns)
-    ):
-        return False
-    ascends = np.diff(sparse.indices) > 0
-    starts = sparse.indptr[1:-1]
-    ascends[starts[(starts > 0) & (starts < len(sparse.indices))] - 1] = True
-    return bool(ascends.all())
+def _fits(metric: AffineMetric, embedding: F32) -> bool:
+    mean, components = metric.mean, metric.components
+    return mean.ndim == 1 and len(components) == len(mean) and components.shape[-1] == embedding.shape[1]
 
 
-def _metric_fits(bank: Bank) -> bool:
-    mean, components = bank.metric.mean, bank.metric.components
-    width = components.shape[-1]
-    return mean.ndim == 1 and len(components) == len(mean) and width == bank.embedding.shape[1]
-
-
-def _projection_fits(bank: Bank) -> bool:
-    projection, n_windows = bank.projection, len(bank.settings.fov_um)
-    return projection is None or (
-        projection.ndim == 2 and projection.shape[1] * n_windows == len(bank.metric.mean)
+def _stain_fits(stain: Stain | None) -> bool:
+    return stain is None or (
+        stain.directions.shape == (2, 3)
+        and stain.amounts.shape == (2,)
+        and all(values.dtype == np.float64 for values in (stain.directions, stain.amounts))
+        and bool(np.isfinite(stain.directions).all() and (stain.amounts > 0).all())
+        and bool(np.isfinite(np.linalg.inv(stain.basis)).all())
     )
 
 
@@ -357,4 +389,4 @@ def _hash_bytes(blob: bytes) -> str:
 def _compare(path: Path, part: str, written: str, found: str) -> None:
     if written != found:
         cause = f"SHA-256 {found[:12]}…, written was {written[:12]}…"
-        raise BankAlteredError(path, {"annoy": "Annoy index"}.get(part, part), cause)
+        raise BankAlteredError(path, {ANNOY: "Annoy index"}.get(part, part), cause)

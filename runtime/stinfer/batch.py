@@ -107,7 +107,7 @@ def predict_slides(
         opened = OpenBank(bank, device=device, threads=threads, search=search)
         for chosen in (genes, *([gene] for gene in drawn)):
             select_genes(chosen, opened.bank.genes)
-        _ = opened.encoder, opened.searcher  # what is wrong with them is wrong for all slides
+        _ = opened.encoders, opened.searcher  # what is wrong with them is wrong for all slides
         folder = Path() if out_dir is None else Path(out_dir)
         make_folder(folder)
         named = name_outputs(slides, folder)

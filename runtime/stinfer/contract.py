@@ -23,9 +23,9 @@ Bool = npt.NDArray[np.bool_]
 AnyArray = npt.NDArray[Any]
 
 MODEL_FORMAT_VERSION = 1
-BANK_FORMAT_VERSION = 2
+BANK_FORMAT_VERSION = 3
 PREDICTION_FORMAT_VERSION = 2
-MAP_FORMAT_VERSION = 1
+MAP_FORMAT_VERSION = 2
 CHECKPOINT_FORMAT_VERSION = 1
 
 MODEL_INPUT = "pixels"
@@ -43,6 +43,7 @@ MAX_HALO_CELLS = 16
 MAX_OFFSET_PX = 64
 MAX_STRIDE_PX = 256
 MAX_HALO_PX = 1536
+MAX_CHANNELS = 2**16
 
 Pooling = Literal["patch", "map"]
 WindowShape = Literal["square", "disc"]
@@ -80,6 +81,8 @@ class ModelCard:
     stride : pixels per cell of ``features``; 0 where the backbone has no such output
     checkpoint_sha256 : of the weights' file; empty where there are no weights
     precision : ``fp32``
+    moments : channels of ``moments_0``, ``moments_1`` …, the mean squares of earlier stages over a cell; empty
+        where the backbone has no such outputs
     map_traits : how to join a map of regions; None where that cannot be done
     map_refusal : why it cannot; empty where it can
     """
@@ -91,8 +94,14 @@ class ModelCard:
     stride: int
     checkpoint_sha256: str
     precision: str
+    moments: tuple[int, ...] = ()
     map_traits: MapTraits | None = None
     map_refusal: str = "its model file does not say how: export it again"
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Numbers of a cell, by the parts that count alike where a metric is fitted."""
+        return (self.channels, *self.moments)
 
     def to_props(self) -> dict[str, str]:
         """Write the card as ``metadata_props``: text to text, keys prefixed ``stinfer.``."""
@@ -112,6 +121,7 @@ class ModelCard:
             "stinfer.stride": str(self.stride),
             "stinfer.checkpoint_sha256": self.checkpoint_sha256,
             "stinfer.precision": self.precision,
+            **({"stinfer.moments": " ".join(map(str, self.moments))} if self.moments else {}),
             **traits,
         }
 
@@ -141,8 +151,22 @@ class ModelCard:
             stride=int(props["stinfer.stride"]),
             checkpoint_sha256=props["stinfer.checkpoint_sha256"],
             precision=props["stinfer.precision"],
+            moments=_read_moments(props),
             **_read_traits(props),
         )
+
+
+def moment_outputs(n_stages: int) -> list[str]:
+    """Return what a model's outputs of mean squares are called."""
+    return [f"moments_{i}" for i in range(n_stages)]
+
+
+def _read_moments(props: Mapping[str, str]) -> tuple[int, ...]:
+    moments = tuple(int(length) for length in props.get("stinfer.moments", "").split())
+    if moments and (min(moments) < 1 or sum(moments) > MAX_CHANNELS):
+        msg = f"moments is {moments}, expected numbers of channels of 1 to {MAX_CHANNELS} in all"
+        raise ValueError(msg)
+    return moments
 
 
 def _read_traits(props: Mapping[str, str]) -> dict[str, Any]:
@@ -178,8 +202,11 @@ class BankSettings:
     Parameters
     ----------
     dataset : what was packed, for example ``her2st``
-    backbone : as in the model's card
-    model_sha256 : of the ONNX file that made the embeddings
+    preset : what the settings follow: ``fast``, ``best`` or ``custom``
+    backbones : of the models, as in their cards; what they see follows one another in every embedding
+    models_sha256 : of the ONNX files that made the embeddings
+    orientations : in how many orientations, 1, 4 or 8, each sees the tissue; its answers are averaged
+    stain : ``none``, or ``macenko``: a slide's stains are brought to the bank's before it is encoded
     pooling : ``patch``: one patch per spot is encoded; ``map``: the slide is encoded once, and a spot's
         embedding is the mean of the cells in its windows
     fov_um : sides (of a disc: diameters) of the windows around a spot that are embedded, ascending; one
@@ -190,12 +217,13 @@ class BankSettings:
     spot_diameter_um : width of a spot
     normalization : ``log1p_cp10k``
     gene_join : ``union`` or ``intersection`` of the sections' genes
-    metric : what the affine map of the embeddings is, ``none``, ``standardize`` or ``pca``
+    metric : what the affine map of the embeddings is, ``none``, ``standardize``, ``pca`` or ``supervised``
     distance : ``cosine`` or ``euclidean``
     k : neighbors to average
     weighting : ``uniform``, ``inverse`` or ``softmax``
     temperature : of the softmax, in units of the distance
     domain_k : the mean distance of this many nearest references says how usual a place is
+    tuning : what k, weighting, temperature and metric were chosen by: ``leave-one-section-out`` or ``none``
     cross_validation : what the per-gene accuracy and the distance quantiles were measured by:
         ``leave-one-section-out``; ``leave-one-spot-out`` in a bank of one section; ``none`` in a bank of
         one reference
@@ -207,8 +235,11 @@ class BankSettings:
     """
 
     dataset: str
-    backbone: str
-    model_sha256: str
+    preset: str
+    backbones: tuple[str, ...]
+    models_sha256: tuple[str, ...]
+    orientations: tuple[int, ...]
+    stain: Literal["none", "macenko"]
     pooling: Pooling
     fov_um: tuple[float, ...]
     window: WindowShape
@@ -223,6 +254,7 @@ class BankSettings:
     weighting: Literal["uniform", "inverse", "softmax"]
     temperature: float
     domain_k: int
+    tuning: str
     cross_validation: str
     annoy_search_k: int
     annoy_trees: int
@@ -242,9 +274,15 @@ class BankSettings:
 
         Parameters
         ----------
-        version : 2, or 1 for a bank that was written as such
+        version : 3, or 2 or 1 for a bank that was written as such
         """
-        values = {"format_version": version, "kind": "bank", **asdict(self), "fov_um": list(self.fov_um)}
+        values = {"format_version": version, "kind": "bank", **asdict(self)}
+        for name in _LISTS:
+            values[name] = list(values[name])
+        if version < 3:
+            values["backbone"], values["model_sha256"] = self.backbones[0], self.models_sha256[0]
+            for name in _SINCE_3:
+                del values[name]
         if version == 1:
             del values["window"], values["um_per_px"]
             values["fov_um"] = self.fov_um[0]
@@ -253,7 +291,10 @@ class BankSettings:
 
     def to_uns(self) -> dict[str, Any]:
         """Return the settings with the format version, as a mapping of `uns` is written."""
-        return {**self.to_mapping(), "fov_um": np.asarray(self.fov_um, dtype=np.float64)}
+        values = self.to_mapping()
+        values["fov_um"] = np.asarray(self.fov_um, dtype=np.float64)
+        values["orientations"] = np.asarray(self.orientations, dtype=np.int64)
+        return values
 
     @property
     def patch_px(self) -> int:
@@ -272,13 +313,14 @@ class BankSettings:
             A setting is of the wrong type or not one of the allowed.
         """
         if mapping["format_version"] == 1:
-            mapping = _upgraded(mapping)
-        values: dict[str, Any] = {}
+            mapping = _upgraded_from_1(mapping)
+        if mapping["format_version"] < 3:
+            mapping = _upgraded_from_2(mapping)
+        values: dict[str, Any] = {"fov_um": _read_windows(mapping["fov_um"]), **_read_models(mapping)}
         for field in fields(cls):
-            value = mapping[field.name]
-            if field.name == "fov_um":
-                values[field.name] = _read_windows(value)
+            if field.name in values:
                 continue
+            value = mapping[field.name]
             kind = {"int": int, "float": float}.get(str(field.type), str)
             if kind is float and isinstance(value, int):
                 value = float(value)
@@ -290,7 +332,46 @@ class BankSettings:
         return cls(**values)
 
 
-def _upgraded(mapping: Mapping[str, Any]) -> dict[str, Any]:
+def _upgraded_from_2(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """Say in the words of version 3 what a bank of version 2 says."""
+    if mapping["metric"] == "supervised":
+        msg = "metric is supervised, which version 2 has not"
+        raise ValueError(msg)
+    return {
+        **mapping,
+        "preset": "custom",
+        "backbones": [mapping["backbone"]],
+        "models_sha256": [mapping["model_sha256"]],
+        "orientations": [1],
+        "stain": "none",
+        "tuning": "none",
+    }
+
+
+def _read_models(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """Read what is said of the models, each a list with one entry a model."""
+    found: dict[str, Any] = {}
+    for name, kind in (("backbones", str), ("models_sha256", str), ("orientations", int)):
+        values = mapping[name]
+        if not isinstance(values, list) or not all(type(value) is kind for value in values):
+            msg = f"{name} is {values!r}, expected a list"
+            raise ValueError(msg)
+        found[name] = tuple(values)
+    lengths = {len(values) for values in found.values()}
+    if len(lengths) != 1 or not 1 <= min(lengths) <= MAX_MODELS:
+        msg = f"it has {len(found['backbones'])} backbones, expected 1 to {MAX_MODELS}, each with its model"
+        raise ValueError(msg)
+    for backbone in found["backbones"]:
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", backbone):
+            msg = f"backbone is {backbone!r}, expected letters, digits, dots, dashes and underscores"
+            raise ValueError(msg)
+    if not set(found["orientations"]) <= set(ORIENTATIONS):
+        msg = f"orientations is {found['orientations']}, expected each of {ORIENTATIONS}"
+        raise ValueError(msg)
+    return found
+
+
+def _upgraded_from_1(mapping: Mapping[str, Any]) -> dict[str, Any]:
     """Say in the words of version 2 what a bank of version 1 says."""
     fov_um, patch_px = float(mapping["fov_um"]), int(mapping["patch_px"])
     if not 0 < patch_px <= _LARGEST_PATCH_PX:
@@ -337,9 +418,6 @@ def _check_settings(values: Mapping[str, Any]) -> None:
     if values["pooling"] == "map" and values["um_per_px"] < MPP_MIN_UM:
         msg = f"um_per_px is {values['um_per_px']}, expected at least {MPP_MIN_UM}"
         raise ValueError(msg)
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", values["backbone"]):
-        msg = f"backbone is {values['backbone']!r}, expected letters, digits, dots, dashes and underscores"
-        raise ValueError(msg)
     if not 0 <= values["annoy_search_k"] < 2**31:
         msg = f"annoy_search_k is {values['annoy_search_k']}, expected 0 to 2^31"
         raise ValueError(msg)
@@ -349,6 +427,8 @@ def _check_settings(values: Mapping[str, Any]) -> None:
 
 
 MAX_WINDOWS = 8
+MAX_MODELS = 4
+ORIENTATIONS = (1, 4, 8)
 MAX_FOV_UM = 10_000.0
 _LARGEST_PATCH_PX = 4096
 _LARGEST_WINDOW_PX = 32_768
@@ -360,12 +440,18 @@ _LARGEST = {
     "domain_k": 1e6,
     "temperature": 1e6,
 }
+# What a setting holds one of for each model, or window.
+_LISTS = ("backbones", "models_sha256", "orientations", "fov_um")
+_SINCE_3 = ("preset", "backbones", "models_sha256", "orientations", "stain", "tuning")
 _ALLOWED = {
+    "preset": ("fast", "best", "custom"),
+    "stain": ("none", "macenko"),
+    "tuning": ("none", "leave-one-section-out"),
     "pooling": ("patch", "map"),
     "window": ("square", "disc"),
     "normalization": ("log1p_cp10k",),
     "gene_join": ("union", "intersection"),
-    "metric": ("none", "standardize", "pca"),
+    "metric": ("none", "standardize", "pca", "supervised"),
     "distance": ("cosine", "euclidean"),
     "weighting": ("uniform", "inverse", "softmax"),
 }

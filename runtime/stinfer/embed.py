@@ -17,11 +17,12 @@ from stinfer.bank import Bank
 from stinfer.checkpoint import Checkpoint
 from stinfer.contract import F32, F64, I64, U8, BankSettings, Bool, Pooling, WindowShape
 from stinfer.encoder import Device, Encoder
+from stinfer.encoder_stack import EncoderStack, Member
 from stinfer.errors import ModelFormatError, SettingError
-from stinfer.feature_map import CellSource, Progress, WindowPlan, map_traits, plan_windows
+from stinfer.feature_map import CellSource, Progress, WindowPlan, plan_windows
 from stinfer.integrity import hash_arrays
 from stinfer.patches import iter_patches
-from stinfer.slide import Slide
+from stinfer.slide import PixelSource
 from stinfer.windows import WindowPooler
 
 
@@ -51,9 +52,9 @@ class FieldOfView:
 
 
 def iter_patch_embeddings(
-    slide: Slide,
+    slide: PixelSource,
     centers_l0: F64,
-    encoder: Encoder,
+    encoders: EncoderStack,
     view: FieldOfView,
     batch_size: int,
     progress: Progress | None,
@@ -63,9 +64,9 @@ def iter_patch_embeddings(
 
     Parameters
     ----------
-    slide : open slide
+    slide : what is read
     centers_l0 : (n, 2), level-0 px
-    encoder : the backbone
+    encoders : the backbones
     view : with ``patch``
     batch_size : patches encoded at a time
     progress : called with the patches done and their number
@@ -74,22 +75,24 @@ def iter_patch_embeddings(
     Yields
     ------
     places : (n_batch,), in the order given
-    embeddings : (n_batch, dim), before projection and metric
+    embeddings : (n_batch, sum of the members' widths), before the metric
     """
     done, total = 0, len(centers_l0)
     if progress is not None:
         progress(0, total, "patches")
-    patch_px = encoder.card.input_size_px
+    sizes_px = [member.encoder.card.input_size_px for member in encoders.members]
 
     def encode_from(first: int) -> Generator[F32, None, None]:
         some = centers_l0[first * batch_size :]
-        return ahead(_encode_all(iter_patches(slide, some, view.sides_um[0], patch_px, batch_size), encoder))
+        cut = [iter_patches(slide, some, view.sides_um[0], size_px, batch_size) for size_px in sizes_px]
+        return ahead(_encode_all((batch for batch in zip(*cut, strict=True)), encoders))
 
     if checkpoint is None:
         found = encode_from(0)
     else:
-        shapes = [(min(batch_size, total - first), encoder.card.dim) for first in range(0, total, batch_size)]
-        plan = {"centers": hash_arrays(centers_l0), "fov_um": view.sides_um[0], "patch_px": patch_px}
+        width = sum(encoders.widths)
+        shapes = [(min(batch_size, total - first), width) for first in range(0, total, batch_size)]
+        plan = {"centers": hash_arrays(centers_l0), "fov_um": view.sides_um[0], "patch_px": sizes_px}
         found = checkpoint.steps({**plan, "batch_size": batch_size}, shapes, "batches", encode_from)
     with contextlib.closing(found):
         for embeddings in found:
@@ -99,14 +102,16 @@ def iter_patch_embeddings(
                 progress(done, total, "patches")
 
 
-def _encode_all(batches: Generator[U8, None, None], encoder: Encoder) -> Generator[F32, None, None]:
+def _encode_all(
+    batches: Generator[tuple[U8, ...], None, None], encoders: EncoderStack
+) -> Generator[F32, None, None]:
     with contextlib.closing(ahead(batches)) as read:
         for pixels in read:
-            yield encoder.embed(pixels)
+            yield encoders.embed(pixels)
 
 
 def iter_map_embeddings(
-    source: CellSource, plan: WindowPlan, needed: Bool, encoder: Encoder, progress: Progress | None
+    source: CellSource, plan: WindowPlan, needed: Bool, encoders: EncoderStack, progress: Progress | None
 ) -> Generator[tuple[I64, F32], None, None]:
     """Read the places' embeddings from a map, as its bands come.
 
@@ -115,13 +120,13 @@ def iter_map_embeddings(
     source : of the cells
     plan : of the places on the source's lattice
     needed : (n_rows, n_columns), cells to ask for; those of the plan, or more
-    encoder : the backbone; it turns means into embeddings
+    encoders : the backbones; they turn means into embeddings
     progress : called with the regions done and their number
 
     Yields
     ------
     places : (n_batch,), from top to bottom
-    embeddings : (n_batch, n_windows * dim of a window), windows one after the other
+    embeddings : (n_batch, n_windows * sum of the members' widths), windows one after the other
     """
     everywhere = np.ones_like(plan.tissue)
     poolers = []
@@ -138,73 +143,52 @@ def iter_map_embeddings(
             rows = slice(band.first_row, band.first_row + len(band.features))
             for pooler, weights, chosen in poolers:
                 for found, means in pooler.feed(band.first_row, band.features, weights[rows]):
-                    yield chosen[found], _concatenated(encoder, means)
+                    yield chosen[found], _concatenated(encoders, means)
     for pooler, _, chosen in poolers:
         for found, means in pooler.finish():
-            yield chosen[found], _concatenated(encoder, means)
+            yield chosen[found], _concatenated(encoders, means)
 
 
-def _concatenated(encoder: Encoder, means: F32) -> F32:
+def _concatenated(encoders: EncoderStack, means: F32) -> F32:
     n_places, n_windows, n_channels = means.shape
-    windows = encoder.from_means(means.reshape(n_places * n_windows, n_channels))
+    windows = encoders.from_means(means.reshape(n_places * n_windows, n_channels))
     return windows.reshape(n_places, -1)
 
 
-def check_view(view: FieldOfView, encoder: Encoder, projection: F32 | None) -> int:
-    """Check that a backbone can embed so, and return the embedding's length.
-
-    Parameters
-    ----------
-    view : what is looked at
-    encoder : the backbone
-    projection : (channels, n) of the bank, or None
-
-    Returns
-    -------
-    length of the embedding after the projection, before the metric
-
-    Raises
-    ------
-    SettingError
-        The backbone has no map, or its map is not to be projected.
-    """
-    n_windows, dim = len(view.sides_um), encoder.card.dim
-    if view.pooling == "map":
-        head = map_traits(encoder).head
-        dim = encoder.window_dim
-        if head and projection is not None:
-            what = f"a projection before pooling is not possible with {encoder.card.backbone}"
-            raise SettingError(what, "its embeddings are not linear in the cells; use another --metric")
-    return n_windows * (dim if projection is None else projection.shape[1])
-
-
-def open_encoder(bank: Bank, *, device: Device, threads: int | None) -> Encoder:
-    """Load the bank's own model.
+def open_encoders(bank: Bank, *, device: Device, threads: int | None) -> EncoderStack:
+    """Load the bank's own models.
 
     Raises
     ------
     ModelFormatError
-        It is not the model that made the bank's embeddings, or none at all.
+        One is not the model that made the bank's embeddings, or none at all.
     BankFormatError
-        The model was left out of the bank and is not beside it.
+        A model was left out of the bank and is not beside it.
     """
     source, settings = f"of bank {bank.path}", bank.settings
-    encoder = Encoder(bank.model(), source, pooling=settings.pooling, device=device, threads=threads)
-    if encoder.sha256 != settings.model_sha256:
-        cause = f"its SHA-256 is not the {settings.model_sha256} that made the bank's embeddings"
-        raise ModelFormatError(source, cause)
-    if settings.pooling == "patch" and encoder.card.input_size_px != settings.patch_px:
-        cause = f"it takes {encoder.card.input_size_px} px, the bank was made with {settings.patch_px}"
-        raise ModelFormatError(source, cause)
+    members = []
+    for model, sha256, orientations, projection in zip(
+        bank.models(), settings.models_sha256, settings.orientations, bank.projections, strict=True
+    ):
+        encoder = Encoder(model, source, pooling=settings.pooling, device=device, threads=threads)
+        if encoder.sha256 != sha256:
+            cause = f"its SHA-256 is not the {sha256} that made the bank's embeddings"
+            raise ModelFormatError(source, cause)
+        size_px = encoder.card.input_size_px
+        if settings.pooling == "patch" and len(settings.backbones) == 1 and size_px != settings.patch_px:
+            cause = f"it takes {size_px} px, the bank was made with {settings.patch_px}"
+            raise ModelFormatError(source, cause)
+        seen = encoder.window_dim if settings.pooling == "map" else encoder.card.dim
+        if projection is not None and len(projection) != seen:
+            cause = f"its cells have {seen} channels, the bank's projection expects {len(projection)}"
+            raise ModelFormatError(source, cause)
+        members.append(Member(encoder, orientations, projection))
     try:
-        dim = check_view(FieldOfView.of(settings), encoder, bank.projection)
+        encoders = EncoderStack(members, settings.pooling)
     except SettingError as error:
         raise ModelFormatError(source, error.what) from error
-    seen = encoder.window_dim if settings.pooling == "map" else encoder.card.dim
-    if bank.projection is not None and len(bank.projection) != seen:
-        cause = f"its cells have {seen} channels, the bank's projection expects {len(bank.projection)}"
-        raise ModelFormatError(source, cause)
+    dim = len(settings.fov_um) * sum(encoders.widths)
     if dim != len(bank.metric.mean):
         cause = f"its embeddings have dim {dim}, the bank's metric expects {len(bank.metric.mean)}"
         raise ModelFormatError(source, cause)
-    return encoder
+    return encoders

@@ -18,6 +18,7 @@ from stinfer.contract import (
     AnyArray,
     ModelCard,
     Pooling,
+    moment_outputs,
 )
 from stinfer.errors import (
     ModelFormatError,
@@ -116,7 +117,7 @@ class Encoder:
         ModelFormatError
             The model refuses patches of this size or gives what is no embedding.
         """
-        found = self._run(self._session, MODEL_EMBEDDING, {MODEL_INPUT: pixels}, "embedding")
+        found = self._run(self._session, [MODEL_EMBEDDING], {MODEL_INPUT: pixels}, "embedding")[0]
         if found.shape != (len(pixels), self.card.dim):
             cause = f"its embedding has shape {found.shape}, its card says dim {self.card.dim}"
             raise ModelFormatError(self._source, cause)
@@ -131,27 +132,31 @@ class Encoder:
 
         Returns
         -------
-        (n, channels, height / stride, width / stride), finite
+        (n, sum of the card's layers, height / stride, width / stride), finite
 
         Raises
         ------
         ModelFormatError
             The model has no such output, refuses regions of this size or gives no map of cells.
         """
-        found = self._run(self._session, MODEL_FEATURES, {MODEL_INPUT: pixels}, "map")
         n, height, width, _ = pixels.shape
-        expected = (n, self.card.channels, height // self.card.stride, width // self.card.stride)
-        if found.shape != expected:
-            cause = f"its map has shape {found.shape}, its card says {expected}"
-            raise ModelFormatError(self._source, cause)
-        return found
+        card = self.card
+        size = (height // card.stride, width // card.stride)
+        wanted = dict(zip([MODEL_FEATURES, *moment_outputs(len(card.moments))], card.layers, strict=True))
+        found = self._run(self._session, list(wanted), {MODEL_INPUT: pixels}, "map")
+        for values, channels in zip(found, wanted.values(), strict=True):
+            expected = (n, channels, *size)
+            if values.shape != expected:
+                cause = f"its map has shape {values.shape}, its card says {expected}"
+                raise ModelFormatError(self._source, cause)
+        return found[0] if len(found) == 1 else np.concatenate(found, axis=1)
 
     def from_means(self, means: F32) -> F32:
         """Turn means of cells over windows into the windows' embeddings.
 
         Parameters
         ----------
-        means : (n, channels)
+        means : (n, sum of the card's layers)
 
         Returns
         -------
@@ -159,7 +164,7 @@ class Encoder:
         """
         if self._head is None:
             return means
-        found = self._run(self._head, MODEL_EMBEDDING, {HEAD_INPUT: means}, "embedding")
+        found = self._run(self._head, [MODEL_EMBEDDING], {HEAD_INPUT: means}, "embedding")[0]
         if found.shape != (len(means), self.card.dim):
             cause = f"its head gives shape {found.shape}, its card says dim {self.card.dim}"
             raise ModelFormatError(self._source, cause)
@@ -168,15 +173,17 @@ class Encoder:
     @property
     def window_dim(self) -> int:
         """Length of a window's embedding."""
-        return self.card.channels if self._head is None else self.card.dim
+        return sum(self.card.layers) if self._head is None else self.card.dim
 
-    def _run(self, session: ort.InferenceSession, output: str, inputs: dict[str, AnyArray], what: str) -> F32:
+    def _run(
+        self, session: ort.InferenceSession, outputs: list[str], inputs: dict[str, AnyArray], what: str
+    ) -> list[F32]:
         try:
-            (found,) = session.run([output], inputs)
+            found = session.run(outputs, inputs)
         except ORT_ERRORS as error:
             raise _encoding_error(self._source, error, next(iter(inputs.values()))) from error
-        values = np.asarray(found, dtype=np.float32)
-        if not np.isfinite(values).all():
+        values = [np.asarray(one, dtype=np.float32) for one in found]
+        if not all(np.isfinite(one).all() for one in values):
             raise ModelFormatError(self._source, f"its {what} is not finite")
         return values
 

@@ -16,12 +16,11 @@ import numpy as np
 
 from stinfer.ahead import ahead
 from stinfer.checkpoint import Checkpoint
-from stinfer.contract import F32, F64, U8, Bool, MapTraits, WindowShape
-from stinfer.encoder import Encoder
-from stinfer.errors import ModelFormatError, SettingError
+from stinfer.contract import F32, F64, U8, Bool, WindowShape
+from stinfer.encoder_stack import EncoderStack
 from stinfer.geometry import extent_l0
 from stinfer.lattice import Lattice, Region, cells_under, lay_lattice, plan_bands
-from stinfer.slide import Slide
+from stinfer.slide import PixelSource
 from stinfer.tissue import TissueMask
 from stinfer.windows import WindowPooler
 
@@ -70,46 +69,37 @@ class SlideCells:
 
     Parameters
     ----------
-    slide : open slide
-    encoder : a backbone whose card has `map_traits`
-    um_per_px : scale at which the backbone sees the tissue
-    projection : (channels, n), applied to every cell; None to keep what the backbone gives
+    slide : what is read
+    encoders : backbones of maps
+    um_per_px : scale at which the backbones see the tissue
     region_px : largest side of a region without its halo; by default what is left of `ENCODED_PX`
     checkpoint : keeps the regions that are done; None to keep none
-
-    Raises
-    ------
-    SettingError
-        The backbone has no map.
     """
 
     def __init__(
         self,
-        slide: Slide,
-        encoder: Encoder,
+        slide: PixelSource,
+        encoders: EncoderStack,
         um_per_px: float,
-        projection: F32 | None,
         *,
         region_px: int | None = None,
         checkpoint: Checkpoint | None = None,
     ) -> None:
-        self._traits = map_traits(encoder)
-        self.lattice = lay_lattice(slide.size_l0, slide.mpp, cell_um(encoder, um_per_px))
+        self.lattice = lay_lattice(slide.size_l0, slide.mpp, encoders.cell_um(um_per_px))
         self._slide = slide
-        self._encoder = encoder
+        self._encoders = encoders
         self._um_per_px = um_per_px
-        self._projection = projection
         self._checkpoint = checkpoint
         if region_px is None:
-            region_px = ENCODED_PX - 2 * self._traits.halo_cells * encoder.card.stride
-        self._region_cells = max(region_px // encoder.card.stride, 1)
+            region_px = ENCODED_PX - 2 * encoders.halo_cells * encoders.stride
+        self._region_cells = max(region_px // encoders.stride, 1)
 
     def iter_bands(self, needed: Bool, progress: Progress | None) -> Generator[Band, None, None]:
         """Encode the needed cells; regions that hold none are never read.
 
         One region is read while another is encoded and the cells of a third are used.
         """
-        bands = plan_bands(needed, self._region_cells, self._traits.halo_cells)
+        bands = plan_bands(needed, self._region_cells, self._encoders.halo_cells)
         regions = [region for band in bands for region in band]
         total, done = len(regions), 0
         if progress is not None:
@@ -146,13 +136,12 @@ class SlideCells:
         if self._checkpoint is None:
             yield from encode_from(0)
             return
-        channels = self._encoder.card.channels if self._projection is None else self._projection.shape[1]
         plan = {
             "regions": [astuple(region) for region in regions],
             "encoded": sizes,
             "block_px": BLOCK_PX,
         }
-        kept_shapes = [(*shape, channels) for shape in shapes]
+        kept_shapes = [(*shape, self._encoders.n_channels) for shape in shapes]
         yield from self._checkpoint.steps(plan, kept_shapes, "regions", encode_from)
 
     def _encode_all(
@@ -169,33 +158,20 @@ class SlideCells:
         """
         if warm_up is not None:
             _, (width, height) = self._box(regions[0], warm_up)
-            self._encoder.features(np.full((1, height, width, 3), 255, dtype=np.uint8))
+            self._encoders.cells(np.full((height, width, 3), 255, dtype=np.uint8))
         boxes = (self._read(*self._box(*region)) for region in zip(regions, sizes, strict=True))
         with contextlib.closing(ahead(boxes)) as read:
             for region, pixels in zip(regions, read, strict=True):
-                yield self._encode(region, pixels)
+                n_rows, n_columns = region.shape
+                yield np.ascontiguousarray(self._encoders.cells(pixels)[:n_rows, :n_columns])
 
     def _box(self, region: Region, shape: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
         """Return corner and size, x and y in pixels of the map, of what is read to encode so many cells."""
-        halo, stride = self._traits.halo_cells, self._encoder.card.stride
+        halo, stride = self._encoders.halo_cells, self._encoders.stride
         return (
             ((region.first_column - halo) * stride, (region.first_row - halo) * stride),
             ((shape[1] + 2 * halo) * stride, (shape[0] + 2 * halo) * stride),
         )
-
-    def _encode(self, region: Region, pixels: U8) -> F32:
-        """Encode what was read for a region; return its own cells, (n_rows, n_columns, channels)."""
-        halo = self._traits.halo_cells
-        features = self._encoder.features(pixels[np.newaxis])[0]
-        inner = features[:, halo : halo + region.shape[0], halo : halo + region.shape[1]]
-        cells = np.ascontiguousarray(inner.transpose(1, 2, 0))
-        if self._projection is None:
-            return cells
-        with np.errstate(over="ignore", invalid="ignore"):
-            projected = np.asarray(cells @ self._projection, dtype=np.float32)
-        if not np.isfinite(projected).all():
-            raise ModelFormatError(self._encoder.card.backbone, "its projected map is not finite")
-        return projected
 
     def _read(self, corner_px: tuple[int, int], size_px: tuple[int, int]) -> U8:
         """Read a box of the map's pixels, moved by the offset, block by block.
@@ -219,7 +195,7 @@ class SlideCells:
         width, height = (BLOCK_PX * self._um_per_px / scale for scale in self._slide.mpp)
         x_l0, y_l0 = (
             -offset * self._um_per_px / scale
-            for offset, scale in zip(self._traits.offset_px, self._slide.mpp, strict=True)
+            for offset, scale in zip(self._encoders.offset_px, self._slide.mpp, strict=True)
         )
         for row in range(n_rows):
             for column in range(n_columns):
@@ -278,23 +254,3 @@ def plan_windows(centers: F64, sides: tuple[float, ...], shape: WindowShape, tis
 def tissue_on(lattice: Lattice, tissue: TissueMask, mpp: tuple[float, float]) -> F32:
     """Return the part of each cell of a lattice that is tissue, (n_rows, n_columns)."""
     return tissue.cells((lattice.n_rows, lattice.n_columns), extent_l0(lattice.cell_um, mpp))
-
-
-def map_traits(encoder: Encoder) -> MapTraits:
-    """Return how to join the backbone's map.
-
-    Raises
-    ------
-    SettingError
-        It has none.
-    """
-    traits = encoder.card.map_traits
-    if traits is None:
-        what = f"{encoder.card.backbone} cannot encode a slide as a map: {encoder.card.map_refusal}"
-        raise SettingError(what, "build the bank with --pooling patch, or with another backbone")
-    return traits
-
-
-def cell_um(encoder: Encoder, um_per_px: float) -> float:
-    """Return the side of a cell."""
-    return encoder.card.stride * um_per_px

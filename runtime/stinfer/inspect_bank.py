@@ -10,7 +10,7 @@ import numpy as np
 
 from stinfer.bank import Bank
 from stinfer.contract import I64
-from stinfer.embed import open_encoder
+from stinfer.embed import open_encoders
 from stinfer.errors import BankAlteredError
 from stinfer.neighbors import AnnoySearch, ExactSearch, annoy_installed, choose_search, recall
 
@@ -38,12 +38,14 @@ def describe_bank(bank: Bank) -> str:
         "references": f"{bank.n_refs} spots: {sections}",
         "genes": f"{len(bank.genes)} ({s.gene_join} of the sections' genes), {stored:.0%} of values not zero",
         "expression": "log1p of counts per 10,000",
-        "backbone": f"{s.backbone}, SHA-256 {s.model_sha256}",
-        "model": "inside the bank"
-        if "model" in bank.hashes
-        else f"left out: put {s.backbone}.onnx beside it",
+        "preset": s.preset,
+        "backbones": "; ".join(_describe_models(bank)),
+        "models": "inside the bank"
+        if bank.holds_models
+        else "left out: put " + ", ".join(f"{name}.onnx" for name in s.backbones) + " beside it",
         "embedding": f"{bank.embedding.shape[1]} numbers ({s.pooling}), metric {s.metric}, {s.distance}",
         "field of view": f"{sides} µm, {how}, at {s.um_per_px:.3f} µm per pixel",
+        "stain": {"none": "as it is", "macenko": "brought to that of the references"}[s.stain],
         "spots": f"{s.spot_diameter_um:g} µm wide, {s.pitch_um:g} µm apart",
         "neighbors": f"k {s.k}, weighting {s.weighting}, softmax temperature {s.temperature:.4g}",
         "annoy index": annoy,
@@ -51,6 +53,13 @@ def describe_bank(bank: Bank) -> str:
     }
     width = max(map(len, lines))
     return "\n".join(f"{name:<{width}}  {text}" for name, text in lines.items())
+
+
+def _describe_models(bank: Bank) -> Iterator[str]:
+    s = bank.settings
+    for name, sha256, orientations in zip(s.backbones, s.models_sha256, s.orientations, strict=True):
+        seen = "" if orientations == 1 else f" in {orientations} orientations"
+        yield f"{name}{seen}, SHA-256 {sha256}"
 
 
 def verify_bank(path: Path) -> Iterator[str]:
@@ -68,8 +77,8 @@ def verify_bank(path: Path) -> Iterator[str]:
     bank = Bank.open(path)
     yield f"format, shapes and finiteness: {bank.n_refs} references x {len(bank.genes)} genes"
     yield f"hashes of {', '.join(sorted(bank.hashes))}"
-    encoder = open_encoder(bank, device="cpu", threads=None)
-    yield f"model {encoder.card.backbone} loads and is the one that made the embeddings"
+    for backbone in open_encoders(bank, device="cpu", threads=None).name.split("+"):
+        yield f"model {backbone} loads and is the one that made the embeddings"
     if "annoy" not in bank.hashes:
         yield "no Annoy index: search is exact"
     elif not annoy_installed():

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import math
 from collections.abc import Generator, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -50,21 +50,37 @@ class MapRecipe:
 
     Parameters
     ----------
-    backbone, model_sha256, um_per_px : as in the bank's settings
-    projection_sha256 : of the bank's projection; ``none`` where it has none
+    backbones, models_sha256, orientations : as in the bank's settings, joined by plus signs
+    um_per_px : as in the bank's settings
+    stain_sha256 : of the bank's stain; ``none`` where it has none
+    projection_sha256 : of the bank's projections; ``none`` where it has none
     """
 
-    backbone: str
-    model_sha256: str
+    backbones: str
+    models_sha256: str
+    orientations: str
     um_per_px: float
+    stain_sha256: str
     projection_sha256: str
 
     @classmethod
     def of(cls, bank: Bank) -> MapRecipe:
         """Take it from a bank."""
-        s = bank.settings
-        projection = "none" if bank.projection is None else hash_arrays(bank.projection)
-        return cls(s.backbone, s.model_sha256, s.um_per_px, projection)
+        s, stain = bank.settings, bank.stain
+        projections = [hash_arrays(p) if p is not None else "none" for p in bank.projections]
+        return cls(
+            backbones="+".join(s.backbones),
+            models_sha256="+".join(s.models_sha256),
+            orientations="+".join(map(str, s.orientations)),
+            um_per_px=s.um_per_px,
+            stain_sha256="none" if stain is None else hash_arrays(stain.directions, stain.amounts),
+            projection_sha256="+".join(projections),
+        )
+
+    @classmethod
+    def read(cls, settings: dict[str, Any]) -> MapRecipe:
+        """Take it from a map's settings."""
+        return cls(**{field.name: _CASTS[str(field.type)](settings[field.name]) for field in fields(cls)})
 
 
 @dataclass(frozen=True)
@@ -329,9 +345,7 @@ class MapFile:
         if s["format_version"] != MAP_FORMAT_VERSION:
             raise MapVersionError(self.path, int(s["format_version"]), MAP_FORMAT_VERSION)
         self.lattice = _read_lattice(s)
-        self.recipe = MapRecipe(
-            str(s["backbone"]), str(s["model_sha256"]), float(s["um_per_px"]), str(s["projection_sha256"])
-        )
+        self.recipe = MapRecipe.read(s)
         mask = TissueMask(
             h5ad.read_array(uns, "tissue_mask", limit_bytes=_IMAGE_LIMIT_BYTES),
             (float(s["tissue_l0_per_px_x"]), float(s["tissue_l0_per_px_y"])),
@@ -404,11 +418,14 @@ class MapFile:
 
 
 _RECIPE_WORDS = {
-    "model_sha256": "model's SHA-256",
+    "models_sha256": "models' SHA-256",
     "um_per_px": "µm per pixel",
-    "projection_sha256": "projection's SHA-256",
-    "backbone": "backbone",
+    "orientations": "number of orientations",
+    "stain_sha256": "stain's SHA-256",
+    "projection_sha256": "projections' SHA-256",
+    "backbones": "backbones",
 }
+_CASTS = {"str": str, "float": float}
 
 
 def _short(value: object) -> str:

@@ -1,4 +1,4 @@
-"""A bank with its model and its search, loaded once for as many slides as there are."""
+"""A bank with its models and its search, loaded once for as many slides as there are."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ from functools import cached_property
 from pathlib import Path
 
 from stinfer.bank import Bank
-from stinfer.embed import open_encoder
-from stinfer.encoder import Device, Encoder
+from stinfer.embed import open_encoders
+from stinfer.encoder import Device
+from stinfer.encoder_stack import EncoderStack
 from stinfer.files import sha256_file
-from stinfer.neighbors import Search, SearchChoice, choose_search
+from stinfer.neighbors import ExactSearch, Search, SearchChoice, choose_search
 
 
 class OpenBank:
-    """A checked bank; its model and its search are loaded when they are first asked for.
+    """A checked bank; its models and its search are loaded when they are first asked for.
 
     Parameters
     ----------
     path : the bank
-    device, threads : see `stinfer.embed.open_encoder`
+    device, threads : see `stinfer.embed.open_encoders`
     search : see `stinfer.neighbors.choose_search`
 
     Raises
@@ -36,14 +37,21 @@ class OpenBank:
         self._search: SearchChoice = search
 
     @cached_property
-    def encoder(self) -> Encoder:
-        """The bank's own model; raises as `open_encoder`."""
-        return open_encoder(self.bank, device=self._device, threads=self._threads)
+    def encoders(self) -> EncoderStack:
+        """The bank's own models; raises as `open_encoders`."""
+        return open_encoders(self.bank, device=self._device, threads=self._threads)
 
     @cached_property
     def searcher(self) -> Search:
         """What finds neighbors among the references; raises as `choose_search`."""
         return choose_search(self._search, self.bank)
+
+    @cached_property
+    def domain_searcher(self) -> Search:
+        """What finds the references nearest to a place where it is told how usual it is."""
+        if self.bank.domain is self.bank.metric:
+            return self.searcher
+        return ExactSearch(self.bank.domain_embedding, "euclidean")
 
     @cached_property
     def sha256(self) -> str:

@@ -8,17 +8,17 @@ import numpy as np
 
 from stinfer.contract import F64, U8
 from stinfer.geometry import extent_l0
-from stinfer.slide import Slide
+from stinfer.slide import PixelSource
 
 
 def iter_patches(
-    slide: Slide, centers_l0: F64, fov_um: float, size_px: int, batch_size: int
+    slide: PixelSource, centers_l0: F64, fov_um: float, size_px: int, batch_size: int
 ) -> Generator[U8, None, None]:
     """Cut a square of `fov_um` around each center, in the order given.
 
     Parameters
     ----------
-    slide : open slide
+    slide : what is read
     centers_l0 : (n, 2), level-0 px
     fov_um : side of the square on the tissue
     size_px : side of the patch

@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import platform
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, get_args
 
 import numpy as np
 
-from stinfer.bank import Bank
 from stinfer.checkpoint import Checkpoint, checkpoint_path, refuse_foreign_file
 from stinfer.contract import F32, I64
-from stinfer.embed import FieldOfView, iter_map_embeddings, iter_patch_embeddings
-from stinfer.encoder import Device, Encoder
+from stinfer.embed_subject import encoding_recipe, iter_embeddings
+from stinfer.encoder import Device
 from stinfer.errors import OutputExistsError, SettingError, check_choice
-from stinfer.feature_map import CellSource, Progress, SlideCells, cell_um, tissue_on
+from stinfer.feature_map import Progress
 from stinfer.files import is_file, refuse_existing, refuse_same_file, written_together
 from stinfer.finished import asked_for, read_finished, request_sha256, slide_fingerprint
 from stinfer.genes import ALL, select_genes
 from stinfer.lock import locked
-from stinfer.map_file import MapFile, MapRecipe, writing_map
-from stinfer.metric import project
-from stinfer.neighbors import Search, SearchChoice
+from stinfer.map_file import MapFile
+from stinfer.neighbors import SearchChoice
 from stinfer.ome_tiff import import_tifffile, write_ome_tiff
 from stinfer.open_bank import OpenBank
 from stinfer.picture import draw_gene_map
-from stinfer.places import Places, places_from_file, places_on_grid
+from stinfer.places import places_from_file, places_on_grid
 from stinfer.predict import Weighting, domain_distance, neighbor_weights
 from stinfer.prediction import (
     NeighborFile,
@@ -38,12 +35,11 @@ from stinfer.prediction import (
     write_csv,
     write_prediction,
 )
-from stinfer.record import Notices, software_versions
+from stinfer.record import Notices
 from stinfer.report import domain_columns, gene_map, grid_image, notice_guesses, run_record, slide_image
 from stinfer.run_log import log_event, logged_slide, logging_to, stage
-from stinfer.slide import Slide
 from stinfer.step_file import own_outputs
-from stinfer.subject import Subject, open_subject
+from stinfer.subject import open_subject
 
 DEFAULT_BATCH_SIZE = 32
 # Channels of an OME-TIFF; viewers list them all.
@@ -222,45 +218,28 @@ def predict_slide(
             if map_path is not None:
                 what = f"--save-map: {subject.path} is a map already"
                 raise SettingError(what, "leave it out")
-        encoder, searcher = opened.encoder, opened.searcher
+        encoders, searcher = opened.encoders, opened.searcher
         if spots is None:
-            finest_um = (
-                cell_um(encoder, settings.um_per_px) if settings.pooling == "map" else max(subject.mpp)
-            )
+            is_map = settings.pooling == "map"
+            finest_um = encoders.cell_um(settings.um_per_px) if is_map else max(subject.mpp)
             pitch_um = float(settings.pitch_um if pitch_um is None else pitch_um)
             places = places_on_grid(subject, subject.tissue(), pitch_um, finest_um)
         else:
             places = places_from_file(subject, spots, settings.spot_diameter_um)
         log_event("places", **places.record)
-        notice_guesses(notices, subject, places, opened_bank, encoder)
+        notice_guesses(notices, subject, places, opened_bank, encoders)
         is_map_file = isinstance(subject.source, MapFile)
         fingerprint = slide_fingerprint(subject.path, None if is_map_file else subject.sha256)
-        recipe = _encoding_recipe(subject, fingerprint, opened_bank, encoder)
+        recipe = encoding_recipe(subject, fingerprint, opened)
         checkpoint = stack.enter_context(Checkpoint(kept_path, recipe))
         beside = stack.enter_context(written_together(outputs, checkpoint.note_outputs))
         neighbors = stack.enter_context(NeighborFile(out.parent, len(places.names), k))
-        if settings.pooling == "map":
-            kept = None if map_path is None else beside[map_path]
-            found = _map_embeddings(
-                subject, places, opened_bank, encoder, kept, notices, progress, checkpoint
-            )
-        else:
-            found = iter_patch_embeddings(
-                _slide(subject),
-                places.centers_l0,
-                encoder,
-                FieldOfView.of(settings),
-                batch_size,
-                progress,
-                checkpoint,
-            )
+        kept = None if map_path is None else beside[map_path]
+        embeddings = iter_embeddings(subject, places, opened, kept, batch_size, notices, progress, checkpoint)
         # Threads end and a map half written goes with an error, not when Python lets go of the last frame.
-        stack.enter_context(contextlib.closing(found))
-        embeddings: Iterator[tuple[I64, F32]] = found
-        if settings.pooling == "patch":
-            embeddings = ((spots_, project(raw, opened_bank.projection)) for spots_, raw in found)
+        stack.enter_context(contextlib.closing(embeddings))
         with stage("embed and search") as counts:
-            distance = _find_neighbors(embeddings, opened_bank, searcher, k, weighting, neighbors)
+            distance = _find_neighbors(embeddings, opened, k, weighting, neighbors)
             counts["n_spots"] = len(places.names)
         columns = domain_columns(distance, opened_bank, notices)
         arguments = {
@@ -269,7 +248,7 @@ def predict_slide(
             "search": searcher.name,
             "recall": settings.annoy_recall if searcher.name == "annoy" else 1.0,
             "device": device,
-            "provider": encoder.provider,
+            "provider": encoders.provider,
             "batch_size": batch_size,
             "request_sha256": request_sha256(fingerprint, opened.sha256, asked),
         }
@@ -359,66 +338,6 @@ def _refuse_existing(outputs: Sequence[Path], kept_path: Path, *, overwrite: boo
     refuse_foreign_file(kept_path)
 
 
-def _encoding_recipe(subject: Subject, fingerprint: str, bank: Bank, encoder: Encoder) -> dict[str, Any]:
-    """Return what everything that is encoded depends on, beside the places."""
-    return {
-        "slide": fingerprint,
-        "size_l0": list(subject.size_l0),
-        "mpp": list(subject.mpp),
-        "pooling": bank.settings.pooling,
-        **asdict(MapRecipe.of(bank)),
-        "provider": encoder.provider,
-        "machine": platform.machine(),
-        "software": software_versions(),
-    }
-
-
-def _slide(subject: Subject) -> Slide:
-    if not isinstance(subject.source, Slide):
-        msg = "a map has no patches; refuse_foreign refuses it"
-        raise TypeError(msg)
-    return subject.source
-
-
-def _map_embeddings(
-    subject: Subject,
-    places: Places,
-    bank: Bank,
-    encoder: Encoder,
-    map_path: Path | None,
-    notices: Notices,
-    progress: Progress | None,
-    checkpoint: Checkpoint,
-) -> Generator[tuple[I64, F32], None, None]:
-    """Embed places through the windows of a map, and write the map if it is to be kept."""
-    settings = bank.settings
-    source: CellSource
-    if isinstance(subject.source, MapFile):
-        n_channels = encoder.card.channels if bank.projection is None else bank.projection.shape[1]
-        subject.source.refuse_other_cells(cell_um(encoder, settings.um_per_px), n_channels)
-        source, tissue = subject.source, subject.source.tissue
-    else:
-        source = SlideCells(
-            _slide(subject), encoder, settings.um_per_px, bank.projection, checkpoint=checkpoint
-        )
-        tissue = tissue_on(source.lattice, subject.tissue(), subject.mpp)
-    lattice = source.lattice
-    centers = lattice.to_cells(places.centers_l0, subject.mpp)
-    plan = FieldOfView.of(settings).plan(centers, lattice.cell_um, tissue)
-    if plan.by_area.any():
-        notices.add(
-            f"{int(plan.by_area.sum())} of {len(centers)} places have hardly any tissue in their window of "
-            f"{settings.fov_um[0]:g} µm; all that is in their windows is averaged, glass too"
-        )
-    if map_path is None:
-        yield from iter_map_embeddings(source, plan, plan.needed, encoder, progress)
-        return
-    held = plan.needed | (tissue > 0)
-    recipe = MapRecipe.of(bank)
-    with writing_map(map_path, source, held, tissue, subject.to_map(), recipe) as writer:
-        yield from iter_map_embeddings(writer, plan, held, encoder, progress)
-
-
 def _picture_path(out: Path, gene: str) -> Path:
     # A gene's name comes from a file: it must not lead out of the folder.
     safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in gene)
@@ -427,8 +346,7 @@ def _picture_path(out: Path, gene: str) -> Path:
 
 def _find_neighbors(
     embeddings: Iterator[tuple[I64, F32]],
-    bank: Bank,
-    searcher: Search,
+    opened: OpenBank,
     k: int,
     weighting: Weighting,
     neighbors: NeighborFile,
@@ -439,11 +357,12 @@ def _find_neighbors(
     -------
     (n_spots,), see `domain_distance`
     """
-    settings = bank.settings
+    bank, settings = opened.bank, opened.bank.settings
     distance = np.empty(len(neighbors), dtype=np.float32)
-    for spots, projected in embeddings:
-        near, found = searcher.query(bank.metric.apply(projected), max(k, settings.domain_k))
-        weights = neighbor_weights(near[:, :k], weighting, settings.temperature)
-        neighbors.write(spots, Neighbors(found[:, :k], weights))
-        distance[spots] = domain_distance(near, settings.domain_k)
+    for spots, embedding in embeddings:
+        near, found = opened.searcher.query(bank.metric.apply(embedding), k)
+        weights = neighbor_weights(near, weighting, settings.temperature)
+        neighbors.write(spots, Neighbors(found, weights))
+        around, _ = opened.domain_searcher.query(bank.domain.apply(embedding), settings.domain_k)
+        distance[spots] = domain_distance(around, settings.domain_k)
     return distance

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 
 from stinfer import h5ad
-from stinfer.bank import Sparse
 from stinfer.contract import F32, F64, I64, U8, AnyArray
 from stinfer.errors import OutputWriteError
 from stinfer.files import written_beside
 from stinfer.predict import expression_from_neighbors
+from stinfer.sparse import Sparse
 
 # Values of the dense block of references x genes, and of spots x genes, held at once: 128 MB each.
 _BLOCK = 32_000_000

@@ -10,7 +10,7 @@ import numpy as np
 
 from stinfer.bank import Bank
 from stinfer.contract import F32, I64, PREDICTION_FORMAT_VERSION, AnyArray
-from stinfer.encoder import Encoder
+from stinfer.encoder_stack import EncoderStack
 from stinfer.files import sha256_file
 from stinfer.geometry import extent_l0, outside_fraction
 from stinfer.lattice import lay_lattice
@@ -32,11 +32,13 @@ MPP_TOLERANCE = 0.05
 _PLANES_AT_ONCE = 8
 
 
-def notice_guesses(notices: Notices, slide: Subject, places: Places, bank: Bank, encoder: Encoder) -> None:
+def notice_guesses(
+    notices: Notices, slide: Subject, places: Places, bank: Bank, encoders: EncoderStack
+) -> None:
     """Say what was guessed, filled in or left out before anything is predicted."""
     settings = bank.settings
-    if encoder.fallback:
-        notices.add(f"running on the CPU: {encoder.fallback}")
+    if encoders.fallback:
+        notices.add(f"running on the CPU: {encoders.fallback}")
     if slide.said_mpp is not None and any(
         abs(said / used - 1) > MPP_TOLERANCE for said, used in zip(slide.said_mpp, slide.mpp, strict=True)
     ):

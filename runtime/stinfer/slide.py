@@ -43,6 +43,26 @@ class SlideLike(Protocol):
     mpp: tuple[float, float]
 
 
+class PixelSource(Protocol):
+    """What regions and patches are read from: an open slide, or one whose stains are changed as it is read.
+
+    Attributes
+    ----------
+    size_l0 : tuple of int
+        Width and height in level-0 pixels.
+    mpp : tuple of float
+        µm per level-0 pixel, x and y.
+    """
+
+    size_l0: tuple[int, int]
+    mpp: tuple[float, float]
+
+    def read(
+        self, corner_l0: tuple[float, float], extent: tuple[float, float], size_px: tuple[int, int]
+    ) -> U8:
+        """Read a box; see `Slide.read`."""
+
+
 class Slide:
     """An open slide.
 

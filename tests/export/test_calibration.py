@@ -7,7 +7,7 @@ import pytest
 from scipy import sparse
 from sklearn.neighbors import KNeighborsRegressor, NearestNeighbors
 
-from stinfer.bank import Sparse
+from stinfer.sparse import Sparse
 from stinfer_export.agreement import pearson_by_gene
 from stinfer_export.calibration import calibrate
 

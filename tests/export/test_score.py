@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from stinfer.bank import Bank, Sparse
+from stinfer.bank import Bank
 from stinfer.errors import SettingError
 from stinfer.pipeline import predict_slide
+from stinfer.sparse import Sparse
 from stinfer_export.errors import DatasetError
 from stinfer_export.gene_choice import variable_genes
 from stinfer_export.score import score_prediction

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stinfer.bank import Sparse
 from stinfer.errors import OutputWriteError
 from stinfer.prediction import NeighborFile, Neighbors, iter_expression
+from stinfer.sparse import Sparse
 
 
 def made_up(n_spots: int, k: int) -> Neighbors:

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from stinfer import prediction
-from stinfer.bank import Sparse
 from stinfer.errors import OutputWriteError
 from stinfer.prediction import (
     Neighbors,
@@ -16,6 +15,7 @@ from stinfer.prediction import (
     write_csv,
     write_prediction,
 )
+from stinfer.sparse import Sparse
 
 # Four references x three genes.
 DENSE = np.array([[0, 2, 0], [1, 0, 4], [0, 0, 0], [3, 8, 0]], dtype=np.float32)
