@@ -1,11 +1,11 @@
-"""From measured sections to a bank: embed, normalise, fit the metric, calibrate, index.
+"""From measured sections to a bank: embed, normalise, fit, calibrate, index.
 
-References are embedded by the runtime's own code and ONNX file, as a query will be.
+References are embedded by the runtime's own code and ONNX files, as a query will be.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,25 +13,29 @@ import numpy as np
 
 from stinfer.bank import Bank
 from stinfer.contract import BankSettings
+from stinfer.embed import FieldOfView
 from stinfer.encoder import Device, Encoder
+from stinfer.encoder_stack import EncoderStack, Member
 from stinfer.errors import SettingError
 from stinfer.feature_map import Progress
 from stinfer.files import refuse_existing, refuse_same_file
-from stinfer.metric import project
 from stinfer.neighbors import annoy_installed
 from stinfer.record import Notices, software_versions
+from stinfer.slide import open_slide
+from stinfer.stain import Stain, mean_stain
+from stinfer.stained_slide import slide_stain
+from stinfer.tissue import find_tissue
 from stinfer_export import annoy_index
-from stinfer_export.bank_plan import BankPlan, choose_metric, choose_view, fit_metric
+from stinfer_export.bank_fit import BankFit, Layout, fit_bank
+from stinfer_export.bank_plan import BankPlan, choose_view
 from stinfer_export.bank_writer import write_bank
-from stinfer_export.calibration import calibrate
 from stinfer_export.datasets.section import Section
-from stinfer_export.joining import gene_presence, join_parts
+from stinfer_export.joining import JoinedParts, gene_presence, join_parts
+from stinfer_export.registry import STAIN_TEXTURE
 from stinfer_export.section_encoding import encode_section
 
-# On her2st C2 to C5 the best of 50, 75 and 100 with every weighting; see the README.
-DEFAULT_K = 100
-# Of few references fewer are averaged, or every prediction would be near the mean of all.
-DEFAULT_K_SHARE = 5
+# Cells of another backbone lie on the same map as those of `stain_texture` if they are as large.
+_TEXTURE_STRIDE_PX = 32
 
 
 @dataclass(frozen=True)
@@ -51,10 +55,35 @@ class BankSummary:
     notices: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class EncodedSections:
+    """Sections, embedded and joined, and what embedded them.
+
+    Parameters
+    ----------
+    joined : the sections
+    encoders : backbones, nothing projected
+    models : their ONNX files, in the same order
+    view : what a spot's embedding looks at
+    stain : that every section was brought to; None where they were left as they are
+    """
+
+    joined: JoinedParts
+    encoders: EncoderStack
+    models: tuple[bytes, ...]
+    view: FieldOfView
+    stain: Stain | None
+
+    @property
+    def layout(self) -> Layout:
+        """Of the embeddings."""
+        return Layout.of(self.encoders, len(self.view.sides_um))
+
+
 def build_bank(
     sections: Iterable[Section],
     plan: BankPlan,
-    model_path: Path,
+    model_paths: Sequence[Path],
     out: Path,
     *,
     device: Device = "auto",
@@ -69,7 +98,7 @@ def build_bank(
     ----------
     sections : measured sections, one after the other
     plan : how to make it
-    model_path : ONNX file of the backbone
+    model_paths : ONNX files of the backbones
     out : the bank to write
     device, threads, batch_size : as for prediction
     overwrite : replace an existing bank
@@ -78,50 +107,176 @@ def build_bank(
     Raises
     ------
     StInferError
-        Of the sections, the slides, the model, the settings or the output; nothing is left half-written.
+        Of the sections, the slides, the models, the settings or the output; nothing is left half-written.
     """
-    refuse_same_file([model_path], [out])
+    refuse_same_file(model_paths, [out])
     refuse_existing(out, overwrite=overwrite)
     notices = Notices()
-    try:
-        model = model_path.read_bytes()
-    except OSError as error:
-        what = f"model {model_path} cannot be read: {error.strerror}"
-        raise SettingError(what, "write one with stinfer-export backbone NAME") from error
-    encoder = Encoder(model, str(model_path), pooling=plan.pooling or "map", device=device, threads=threads)
-    if encoder.fallback:
-        notices.add(f"running on the CPU: {encoder.fallback}")
-    view = choose_view(plan, encoder.card)
-    if plan.pooling is None and view.pooling == "patch":
-        notices.add(f"patches are encoded, not a map: {encoder.card.map_refusal}")
-    metric_kind = choose_metric(plan, view, encoder.card)
+    encoded = encode_sections(
+        sections, plan, model_paths, notices, device=device, threads=threads, batch_size=batch_size,
+        progress=progress,
+    )  # fmt: skip
+    fit = fit_bank(encoded.joined, encoded.layout, plan, notices)
+    index = None
+    if annoy_installed():
+        index = annoy_index.build_index(fit.embedding, fit.distance, fit.k)
+    else:
+        notices.add("annoy is not installed: the bank has no index, and search in it is exact")
+    bank = _bank(out, encoded, fit, plan, index)
+    unique = dict(zip(bank.settings.models_sha256, encoded.models, strict=True))
+    write_bank(
+        bank,
+        models=unique if plan.include_model else {},
+        annoy=index.data if index else None,
+        sources={part.name: part.source for part in encoded.joined.parts},
+        notices=notices.texts,
+    )
+    return BankSummary(out, bank.n_refs, len(bank.genes), tuple(notices.texts))
+
+
+def encode_sections(
+    sections: Iterable[Section],
+    plan: BankPlan,
+    model_paths: Sequence[Path],
+    notices: Notices,
+    *,
+    device: Device = "auto",
+    threads: int | None = None,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+) -> EncodedSections:
+    """Embed sections, and join them.
+
+    Parameters
+    ----------
+    sections, plan, model_paths, device, threads, batch_size, progress : see `build_bank`
+    notices : told what is dropped, guessed or left out
+
+    Raises
+    ------
+    StInferError
+        Of the sections, the slides, the models or the settings.
+    """
+    members, models, view = open_models(plan, model_paths, notices, device=device, threads=threads)
+    encoders = EncoderStack(members, view.pooling)
+    stain = None
+    if plan.stain == "macenko":
+        sections = list(sections)
+        stain = _common_stain(sections)
     parts = [
-        encode_section(section, plan, view, encoder, batch_size, notices, progress) for section in sections
+        encode_section(section, plan, view, encoders, stain, batch_size, notices, progress)
+        for section in sections
     ]
     parts = [part for part in parts if part.spots]
     if not parts:
         what = "no section has a spot that can be used"
         raise SettingError(what, "allow more of a patch to lie outside with --max-outside")
     joined = join_parts(parts, plan.gene_join, notices)
-    raw = joined.embeddings
-    projection, metric = fit_metric(raw, metric_kind, len(view.sides_um))
-    embedding = metric.apply(project(raw, projection))
-    k = _choose_k(plan.k, len(embedding), notices)
-    calibration = calibrate(
-        embedding, joined.section_codes, joined.expression, plan.distance, k, plan.weighting
-    )
-    index = None
-    if annoy_installed():
-        index = annoy_index.build_index(embedding, plan.distance, k)
-    else:
-        notices.add("annoy is not installed: the bank has no index, and search in it is exact")
-    versions = software_versions().items()
-    bank = Bank(
+    return EncodedSections(joined, encoders, models, view, stain)
+
+
+def open_models(
+    plan: BankPlan, model_paths: Sequence[Path], notices: Notices, *, device: Device, threads: int | None
+) -> tuple[tuple[Member, ...], tuple[bytes, ...], FieldOfView]:
+    """Load the backbones, and settle how they see the tissue.
+
+    Parameters
+    ----------
+    plan, model_paths, device, threads : see `build_bank`
+    notices : told of what runs otherwise than asked
+
+    Returns
+    -------
+    members : every backbone at every scale, nothing projected
+    models : of each, its ONNX file
+    view : what a spot's embedding looks at
+
+    Raises
+    ------
+    SettingError, ModelError
+        A file cannot be read, is no model of ours, or does not fit the plan.
+    """
+    files = [_read_model(path) for path in model_paths]
+    if len(set(files)) != len(files):
+        what = "--model names one backbone twice"
+        raise SettingError(what, "give each once")
+    opened = [
+        Encoder(model, str(path), pooling=plan.pooling or "map", device=device, threads=threads)
+        for model, path in zip(files, model_paths, strict=True)
+    ]
+    if opened[0].fallback:
+        notices.add(f"running on the CPU: {opened[0].fallback}")
+    view = choose_view(plan, [encoder.card for encoder in opened])
+    if plan.pooling is None and view.pooling == "patch":
+        refusal = next(e.card.map_refusal for e in opened if e.card.map_traits is None)
+        notices.add(f"patches are encoded, not a map: {refusal}")
+    if plan.preset != "custom" and view.pooling == "map" and _wants_texture(opened):
+        texture = _stain_texture_model()
+        files.append(texture)
+        opened.append(Encoder(texture, STAIN_TEXTURE, pooling="map", device=device, threads=threads))
+    members, models = [], []
+    for reduction in plan.reductions if view.pooling == "map" else (1,):
+        for encoder, model in zip(opened, files, strict=True):
+            # Formulas of stain and texture hardly change with the orientation.
+            orientations = plan.orientations if encoder.card.checkpoint_sha256 else 1
+            members.append(Member(encoder, orientations, reduction))
+            models.append(model)
+    return tuple(members), tuple(models), view
+
+
+def _stain_texture_model() -> bytes:
+    from stinfer_export.stain_texture import build_graph
+
+    model: bytes = build_graph().SerializeToString(deterministic=True)
+    return model
+
+
+def _wants_texture(opened: Sequence[Encoder]) -> bool:
+    """Say whether `stain_texture` is to be added: it is not there, and its cells lie on the same map."""
+    names = [encoder.card.backbone for encoder in opened]
+    return STAIN_TEXTURE not in names and opened[0].card.stride == _TEXTURE_STRIDE_PX
+
+
+def _read_model(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        what = f"model {path} cannot be read: {error.strerror}"
+        raise SettingError(what, "write one with stinfer-export backbone NAME") from error
+
+
+def _common_stain(sections: Sequence[Section]) -> Stain:
+    found = []
+    for section in sections:
+        with open_slide(section.image_path, section.mpp) as slide:
+            stain = slide_stain(slide, find_tissue(slide))
+        if stain is not None:
+            found.append(stain)
+    if not found:
+        what = "--stain macenko: hematoxylin and eosin cannot be told apart in any section"
+        raise SettingError(what, "use --stain none")
+    return mean_stain(found)
+
+
+def _bank(
+    out: Path,
+    encoded: EncodedSections,
+    fit: BankFit,
+    plan: BankPlan,
+    index: annoy_index.AnnoyIndexBytes | None,
+) -> Bank:
+    joined, members, view = encoded.joined, encoded.encoders.members, encoded.view
+    parts, calibration = joined.parts, fit.calibration
+    return Bank(
         path=out,
         settings=BankSettings(
             dataset=plan.dataset,
-            backbone=encoder.card.backbone,
-            model_sha256=encoder.sha256,
+            preset=plan.preset,
+            backbones=tuple(member.encoder.card.backbone for member in members),
+            models_sha256=tuple(member.encoder.sha256 for member in members),
+            orientations=tuple(member.orientations for member in members),
+            reductions=tuple(member.reduction for member in members),
+            stain=plan.stain,
             pooling=view.pooling,
             fov_um=view.sides_um,
             window=view.window,
@@ -130,18 +285,19 @@ def build_bank(
             spot_diameter_um=plan.spot_diameter_um,
             normalization="log1p_cp10k",
             gene_join=plan.gene_join,
-            metric=metric_kind,
-            distance=plan.distance,
-            k=k,
-            weighting=plan.weighting,
+            metric=fit.metric_kind,
+            distance=fit.distance,
+            k=fit.k,
+            weighting=fit.weighting,
             temperature=calibration.temperature,
             domain_k=calibration.domain_k,
-            cross_validation=calibration.scheme,
+            tuning=fit.tuning,
+            cross_validation=fit.cross_validation,
             annoy_search_k=index.search_k if index else 0,
             annoy_trees=annoy_index.N_TREES if index else 0,
             annoy_seed=annoy_index.SEED,
             annoy_recall=index.recall if index else 0.0,
-            software=", ".join(f"{name} {version}" for name, version in versions),
+            software=", ".join(f"{name} {version}" for name, version in software_versions().items()),
         ),
         genes=joined.genes,
         gene_columns={
@@ -159,34 +315,10 @@ def build_bank(
         },
         spatial=np.concatenate([part.centers_l0 for part in parts]),
         expression=joined.expression,
-        embedding=embedding,
-        metric=metric,
-        projection=projection,
+        embedding=fit.embedding,
+        metric=fit.metric,
+        projections=fit.projections,
+        stain=encoded.stain,
         distance_quantiles=calibration.distance_quantiles,
         hashes={},
     )
-    write_bank(
-        bank,
-        model=model if plan.include_model else None,
-        annoy=index.data if index else None,
-        sources={part.name: part.source for part in parts},
-        notices=notices.texts,
-    )
-    return BankSummary(out, len(embedding), len(joined.genes), tuple(notices.texts))
-
-
-def default_k(n_refs: int) -> int:
-    """Return how many neighbors are averaged where nobody says."""
-    return min(DEFAULT_K, max(n_refs // DEFAULT_K_SHARE, 1))
-
-
-def _choose_k(asked: int | None, n_refs: int, notices: Notices) -> int:
-    if asked is not None and asked > n_refs:
-        what = f"--k {asked} is larger than the bank's {n_refs} references"
-        raise SettingError(what, "give a smaller one")
-    if asked is not None:
-        return asked
-    k = default_k(n_refs)
-    if k < DEFAULT_K:
-        notices.add(f"k is {k}, not {DEFAULT_K}: a {DEFAULT_K_SHARE}th of the {n_refs} references")
-    return k

@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from stinfer.contract import F32, MAX_FOV_UM, MAX_WINDOWS, MPP_MAX_UM, ModelCard, Pooling, WindowShape
+from stinfer.contract import MAX_FOV_UM, MAX_WINDOWS, MPP_MAX_UM, ModelCard, Pooling, WindowShape
 from stinfer.embed import FieldOfView
 from stinfer.errors import SettingError
-from stinfer.metric import (
-    AffineMetric,
-    balancing_metric,
-    identity_metric,
-    principal_projection,
-    project,
-    standardizing_metric,
-)
 from stinfer.neighbors import Distance
 from stinfer.predict import Weighting
 
@@ -28,7 +20,7 @@ DEFAULT_MAX_OUTSIDE = 0.25
 # 224 px at the 0.69 µm per pixel of most sections of her2st: what the published method cuts.
 DEFAULT_UM_PER_PX = 154.0 / 224
 DEFAULT_PATCH_FOV_UM = (154.0,)
-DEFAULT_MAP_FOV_UM = (154.0, 309.0, 618.0)
+DEFAULT_MAP_FOV_UM = (110.0, 220.0, 440.0, 880.0)
 # Of the principal components; more add nothing on her2st, see the README.
 N_COMPONENTS = 64
 
@@ -42,21 +34,24 @@ class BankPlan:
     dataset : name of the data set
     pitch_um, spot_diameter_um : of its platform
     pooling : ``map``, ``patch``, or None: ``map`` where the backbone can
-    fov_um : sides of the windows around each spot that are embedded, ascending, one with ``patch``; None
-        is 154 µm, and with ``map`` also 309 and 618 µm
+    fov_um : sides of the windows around each spot that are embedded, ascending; None is 110, 220, 440 and
+        880 µm, and with ``patch``, which takes one, 154 µm
     window : ``square`` or ``disc``
     gene_join : keep the genes of any section (one that a section does not list counts 0 there), or
         only those of every section
     max_outside : drop a spot if more than this part of its patch, or smallest window, is not on the image,
         0 to 1
-    metric : ``standardize`` gives every component of the embedding the same spread; ``pca`` keeps 64
-        principal components of that, of every window; None is ``pca`` for a map of cells that may be
-        projected, else ``standardize``
-    distance, k, weighting : how the runtime averages; k None is 100, or a fifth of
-        the references where that is fewer
+    metric : ``supervised`` is learned from the references' expression, which needs two sections;
+        ``standardize`` gives every component of the embedding the same spread; ``pca`` keeps 64
+        principal components of that, of every window; ``none`` changes nothing; None is ``supervised`` where
+        there are two sections
+    distance : None is ``euclidean`` with a supervised metric, else ``cosine``
+    k, weighting : how the runtime averages; k None is chosen with the supervised metric, else 100, or a fifth
+        of the references where that is fewer
     include_model : write the ONNX files into the bank
     preset : what these settings follow, for the record
     orientations : in how many orientations networks see the tissue, 1, 4 or 8
+    reductions : with ``map``, how many times coarser the tissue is seen too: (1,), or (1, 2)
     stain : ``macenko`` brings every section's stains to their common middle before it is encoded
     """
 
@@ -69,13 +64,27 @@ class BankPlan:
     gene_join: GeneJoin = "union"
     max_outside: float = DEFAULT_MAX_OUTSIDE
     metric: MetricKind | None = None
-    distance: Distance = "cosine"
+    distance: Distance | None = None
     k: int | None = None
     weighting: Weighting = "softmax"
     include_model: bool = True
     preset: Preset = "custom"
     orientations: int = 1
+    reductions: tuple[int, ...] = (1,)
     stain: Literal["none", "macenko"] = "none"
+
+
+def with_preset(plan: BankPlan, preset: Preset) -> BankPlan:
+    """Fill in what a preset says; `reference_bank/FORMAT.md` says it in words.
+
+    Parameters
+    ----------
+    plan : what is asked for beside the preset
+    preset : ``fast``: one pass of the backbones over the tissue, and `stain_texture` beside networks;
+        ``best``: that, and the same at half the scale; ``custom``: the plan as it is
+    """
+    reductions = (1, 2) if preset == "best" else plan.reductions
+    return replace(plan, preset=preset, reductions=reductions)
 
 
 def choose_view(plan: BankPlan, cards: Sequence[ModelCard]) -> FieldOfView:
@@ -118,26 +127,3 @@ def choose_view(plan: BankPlan, cards: Sequence[ModelCard]) -> FieldOfView:
 
 def _listed(sides_um: Sequence[float]) -> str:
     return ",".join(f"{side_um:g}" for side_um in sides_um)
-
-
-def choose_metric(plan: BankPlan, view: FieldOfView, card: ModelCard) -> MetricKind:
-    """Settle the metric, where the plan leaves it to the backbone.
-
-    Raises
-    ------
-    SettingError
-        The backbone's cells cannot be projected.
-    """
-    has_head = card.map_traits is not None and bool(card.map_traits.head)
-    if plan.metric == "pca" and view.pooling == "map" and has_head:
-        what = f"--metric pca projects cells before they are averaged, which {card.backbone} does not allow"
-        raise SettingError(what, "its embeddings are not linear in them; use --metric standardize")
-    return plan.metric or ("pca" if view.pooling == "map" and not has_head else "standardize")
-
-
-def fit_metric(raw: F32, kind: MetricKind, n_windows: int) -> tuple[F32 | None, AffineMetric]:
-    """Return projection and metric, fitted on the references."""
-    if kind == "pca":
-        projection = principal_projection(raw, n_windows, N_COMPONENTS)
-        return projection, balancing_metric(project(raw, projection), n_windows)
-    return None, standardizing_metric(raw) if kind == "standardize" else identity_metric(raw.shape[1])

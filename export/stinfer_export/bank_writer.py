@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from stinfer.stain import Stain
 def write_bank(
     bank: Bank,
     *,
-    models: Sequence[bytes],
+    models: Mapping[str, bytes],
     annoy: bytes | None,
     sources: Mapping[str, Any],
     notices: list[str],
@@ -27,7 +27,7 @@ def write_bank(
     Parameters
     ----------
     bank : its content; `hashes` are computed here
-    models : bytes of the ONNX files, or none to leave them out
+    models : bytes of the ONNX files by their SHA-256, or none to leave them out
     annoy : bytes of the Annoy index, or None where there is none
     sources : for each section, what it was read from
     notices : what was dropped, filled in or left out
@@ -37,7 +37,8 @@ def write_bank(
     OutputWriteError
         The disk is full, or the folder cannot be written.
     """
-    blobs = dict(zip(model_names(bank.settings), models, strict=True)) if models else {}
+    names = zip(model_names(bank.settings), bank.settings.models_sha256, strict=True)
+    blobs = {name: models[sha256] for name, sha256 in names if sha256 in models}
     if annoy is not None:
         blobs[ANNOY] = annoy
     hashes = hash_parts(bank) | {name: hashlib.sha256(data).hexdigest() for name, data in blobs.items()}
@@ -46,8 +47,6 @@ def write_bank(
         **bank.settings.to_uns(),
         "metric_mean": bank.metric.mean,
         "metric_components": bank.metric.components,
-        "domain_mean": bank.domain.mean,
-        "domain_components": bank.domain.components,
         **{f"projection_{i}": p for i, p in enumerate(bank.projections) if p is not None},
         **({} if bank.stain is None else _stain(bank.stain)),
         "distance_quantiles": bank.distance_quantiles,
@@ -64,7 +63,6 @@ def write_bank(
         h5ad.write_table(file, "var", bank.genes, bank.gene_columns)
         h5ad.write_array(file["obsm"], "spatial", bank.spatial)
         h5ad.write_array(file["obsm"], "embedding", bank.embedding)
-        h5ad.write_array(file["obsm"], "domain", bank.domain_embedding)
         h5ad.write_mapping(file["uns"], "stinfer", uns)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +17,26 @@ from stinfer_export.agreement import pearson_by_gene
 _N_QUANTILES = 101
 # Few, so that a rare but known tissue counts as known; more than one, against chance.
 _DOMAIN_K = 10
-# The softmax gives the k-th neighbor exp(-2), about a seventh, of the nearest one's weight.
+# Where nothing was learned, the softmax gives the k-th neighbor exp(-2), about a seventh, of the nearest
+# one's weight.
 _TEMPERATURE_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Some references, and where a metric that was fitted without them puts all.
+
+    Parameters
+    ----------
+    held : (n_held,), references left out
+    known : (n_known,), the others that may predict them
+    held_embedding, known_embedding : (n, dim), after that metric
+    """
+
+    held: I64
+    known: I64
+    held_embedding: F32
+    known_embedding: F32
 
 
 @dataclass(frozen=True)
@@ -26,9 +45,7 @@ class Calibration:
 
     Parameters
     ----------
-    scheme : ``leave-one-section-out``, or ``leave-one-spot-out`` where there is one section
-    temperature : of the softmax: half of the median difference between the k-th and the first
-        neighbor's distance
+    temperature : of the softmax
     domain_k : nearest references whose mean distance says how usual a place is
     distance_quantiles : (101,), of that mean distance, of the references
     gene_pearson : (n_genes,), Pearson correlation of predicted and measured over a section's spots,
@@ -36,7 +53,6 @@ class Calibration:
     gene_pearson_sd : (n_genes,), its standard deviation over sections; NaN with fewer than two
     """
 
-    scheme: str
     temperature: float
     domain_k: int
     distance_quantiles: F32
@@ -44,45 +60,71 @@ class Calibration:
     gene_pearson_sd: F32
 
 
-def calibrate(
-    embedding: F32, section_codes: I64, expression: Sparse, distance: Distance, k: int, weighting: Weighting
-) -> Calibration:
-    """Predict every section from the others, and compare.
+def whole_folds(embedding: F32, section_codes: I64) -> list[Fold]:
+    """Leave sections out, or single spots where there is one section, from a metric that is the same for all.
 
     Parameters
     ----------
     embedding : (n_refs, dim), after the metric
     section_codes : (n_refs,), section of each reference
+    """
+    single = bool((section_codes == section_codes[0]).all())
+    groups = np.arange(len(embedding)) if single else section_codes
+    folds = []
+    for group in np.unique(groups):
+        held, known = np.flatnonzero(groups == group), np.flatnonzero(groups != group)
+        folds.append(Fold(held, known, embedding[held], embedding[known]))
+    return folds
+
+
+def calibrate(
+    folds: list[Fold],
+    section_codes: I64,
+    expression: Sparse,
+    distance: Distance,
+    k: int,
+    weighting: Weighting,
+    temperature: float | None,
+) -> Calibration:
+    """Predict what each fold leaves out from the rest, and compare.
+
+    Parameters
+    ----------
+    folds : every reference is left out in one
+    section_codes : (n_refs,), section of each reference
     expression : (n_refs, n_genes), log1p CP10K
     distance, k, weighting : of the bank; k is lowered where fewer references remain
+    temperature : of the softmax; None for half of the median difference between the k-th and the first
+        neighbor's distance
     """
-    n_refs = len(embedding)
-    single = bool((section_codes == section_codes[0]).all())
-    groups = np.arange(n_refs) if single else section_codes
-    n_left = n_refs - int(np.bincount(groups).max())
+    n_refs, n_genes = len(section_codes), expression.n_columns
+    n_left = min(len(fold.known) for fold in folds)
     k_left, domain_k = min(k, n_left), min(_DOMAIN_K, n_left)
-    n_genes = expression.n_columns
     if k_left < 1:
         # One reference alone: nothing to predict it from.
         nothing = np.full(n_genes, np.nan, dtype=np.float32)
         zeros = np.zeros(_N_QUANTILES, dtype=np.float32)
-        return Calibration("none", 1.0, 1, zeros, nothing, nothing)
-    distances, indices = ExactSearch(embedding, distance).query(
-        embedding, max(k_left, domain_k), excluded=groups, groups=groups
-    )
+        return Calibration(1.0, 1, zeros, nothing, nothing)
+    n_found = max(k_left, domain_k)
+    distances = np.empty((n_refs, n_found), dtype=np.float32)
+    indices = np.empty((n_refs, n_found), dtype=np.int64)
+    for fold in folds:
+        search = ExactSearch(fold.known_embedding, distance)
+        distances[fold.held], found = search.query(fold.held_embedding, n_found)
+        indices[fold.held] = fold.known[found]
     quantiles = np.quantile(domain_distance(distances, domain_k), np.linspace(0, 1, _N_QUANTILES))
     distances, indices = distances[:, :k_left], indices[:, :k_left]
-    temperature = _TEMPERATURE_SHARE * float(np.median(distances[:, -1] - distances[:, 0]))
-    temperature = max(temperature, 1e-6)
-    weights = neighbor_weights(distances, weighting, temperature)
-    pearson = _pearson_by_section(expression, section_codes, Neighbors(indices, weights))
+    if temperature is None:
+        temperature = _TEMPERATURE_SHARE * float(np.median(distances[:, -1] - distances[:, 0]))
+        temperature = max(temperature, 1e-6)
+    neighbors = Neighbors(indices, neighbor_weights(distances, weighting, temperature))
+    pearson = _pearson_by_section(expression, section_codes, neighbors)
     with np.errstate(invalid="ignore"):
-        n_found = np.isfinite(pearson).sum(axis=0)
-        mean = np.where(n_found > 0, np.nansum(pearson, axis=0) / np.maximum(n_found, 1), np.nan)
-        squares = np.nansum((pearson - mean) ** 2, axis=0) / np.maximum(n_found - 1, 1)
-        deviation = np.where(n_found > 1, np.sqrt(squares), np.nan)
+        n_varying = np.isfinite(pearson).sum(axis=0)
+        mean = np.where(n_varying > 0, np.nansum(pearson, axis=0) / np.maximum(n_varying, 1), np.nan)
+        squares = np.nansum((pearson - mean) ** 2, axis=0) / np.maximum(n_varying - 1, 1)
+        deviation = np.where(n_varying > 1, np.sqrt(squares), np.nan)
     return Calibration(
-        scheme="leave-one-spot-out" if single else "leave-one-section-out",
         temperature=temperature,
         domain_k=domain_k,
         distance_quantiles=quantiles.astype(np.float32),
@@ -99,15 +141,16 @@ def _pearson_by_section(expression: Sparse, section_codes: I64, neighbors: Neigh
         rows = np.flatnonzero(section_codes == section)
         part = Neighbors(neighbors.indices[rows], neighbors.weights[rows])
         every = np.arange(expression.n_columns)
-        for genes, predicted in _whole_columns(expression, every, part):
+        for genes, predicted in whole_columns(expression, every, part):
             measured = expression.columns(every[genes])[rows]
             result[i, genes] = pearson_by_gene(predicted, measured)
     return result
 
 
-def _whole_columns(expression: Sparse, chosen: I64, neighbors: Neighbors) -> list[tuple[slice, F32]]:
+def whole_columns(expression: Sparse, chosen: I64, neighbors: Neighbors) -> Iterator[tuple[slice, F32]]:
     """Gather the blocks of a prediction that hold the same genes."""
     gathered: dict[int, tuple[slice, list[F32]]] = {}
     for _, genes, values in iter_expression(expression, chosen, neighbors):
         gathered.setdefault(genes.start, (genes, []))[1].append(values)
-    return [(genes, np.concatenate(parts)) for genes, parts in gathered.values()]
+    for genes, parts in gathered.values():
+        yield genes, np.concatenate(parts)

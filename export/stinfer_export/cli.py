@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from stinfer import __version__
 from stinfer.cli import FiniteRange, ProgressBar, encoding_options, set_up_logging, shows_errors, split_names
+
+if TYPE_CHECKING:
+    from stinfer_export.bank_plan import Preset
 
 _FILE = click.Path(path_type=Path)
 _MODELS = Path("models")
@@ -100,7 +103,37 @@ def bank_group() -> None:
     name="her2st", epilog="Example: stinfer-export bank her2st data --model models/resnet18.a1_in1k.onnx"
 )
 @click.argument("folder", metavar="DIR", type=_FILE)
-@click.option("--model", type=_FILE, required=True, help="ONNX file of the backbone.")
+@click.option(
+    "--model",
+    "models",
+    type=_FILE,
+    multiple=True,
+    required=True,
+    help="ONNX file of a backbone; give it again for more, whose embeddings are put side by side.",
+)
+@click.option(
+    "--preset",
+    type=click.Choice(["fast", "best", "custom"]),
+    default="fast",
+    show_default=True,
+    help="fast: one pass over the tissue, with stain_texture beside networks; best: also at half the scale; "
+    "custom: the models given and nothing else.",
+)
+@click.option(
+    "--tta",
+    "orientations",
+    type=click.Choice(["1", "4", "8"]),
+    default="1",
+    show_default=True,
+    help="Orientations, flipped and turned, in which networks see the tissue; the time is multiplied.",
+)
+@click.option(
+    "--stain",
+    type=click.Choice(["none", "macenko"]),
+    default="none",
+    show_default=True,
+    help="macenko: bring every slide's stains to those of the references before it is encoded.",
+)
 @click.option(
     "--sections", callback=_read_names, help="Sections to pack, separated by commas. [default: all]"
 )
@@ -115,7 +148,7 @@ def bank_group() -> None:
     metavar="UM[,UM...]",
     callback=_read_sides,
     help="Fields of view: sides in µm of the windows around a spot that are embedded, ascending; one with "
-    "--pooling patch. [default: 154,309,618; patch: 154]",
+    "--pooling patch. [default: 110,220,440,880; patch: 154]",
 )
 @click.option(
     "--window",
@@ -140,22 +173,21 @@ def bank_group() -> None:
 )
 @click.option(
     "--metric",
-    type=click.Choice(["none", "standardize", "pca"]),
-    help="standardize: give every component of the embedding the same spread before comparing; pca: keep 64 "
-    "principal components of that, of every window. [default: pca with a map, unless the backbone is "
-    "stain_texture, else standardize]",
+    type=click.Choice(["none", "standardize", "pca", "supervised"]),
+    help="supervised: learned from the references' expression; standardize: every component of the embedding "
+    "with the same spread; pca: 64 principal components of that, of every window. [default: supervised; "
+    "with one section pca, or standardize for stain_texture]",
 )
 @click.option(
     "--distance",
     type=click.Choice(["cosine", "euclidean"]),
-    default="cosine",
-    show_default=True,
-    help="Distance of embeddings.",
+    help="Distance of embeddings. [default: euclidean with a supervised metric, else cosine]",
 )
 @click.option(
     "--k",
     type=click.IntRange(min=1),
-    help="Neighbors to average. [default: 100, or a fifth of few references]",
+    help="Neighbors to average. [default: chosen with a supervised metric, else 100, or a fifth of few "
+    "references]",
 )
 @click.option(
     "--weighting",
@@ -180,9 +212,11 @@ def bank_group() -> None:
 @shows_errors
 def bank_her2st(
     folder: Path,
-    model: Path,
+    models: tuple[Path, ...],
     sections: list[str] | None,
     out: Path,
+    preset: Preset,
+    orientations: str,
     *,
     without_model: bool,
     quiet: bool,
@@ -192,7 +226,7 @@ def bank_her2st(
     set_up_logging(quiet=quiet)
     from stinfer.files import make_folder
     from stinfer_export.bank_builder import build_bank
-    from stinfer_export.bank_plan import BankPlan
+    from stinfer_export.bank_plan import BankPlan, with_preset
     from stinfer_export.datasets import her2st as dataset
 
     running = {name: options.pop(name) for name in ("device", "threads", "batch_size", "overwrite")}
@@ -201,14 +235,15 @@ def bank_her2st(
         pitch_um=dataset.PITCH_UM,
         spot_diameter_um=dataset.SPOT_DIAMETER_UM,
         include_model=not without_model,
+        orientations=int(orientations),
         **options,
     )
     if out == _BANK:
         make_folder(out.parent)
     summary = build_bank(
         dataset.iter_sections(folder, sections),
-        plan,
-        model,
+        with_preset(plan, preset),
+        models,
         out,
         progress=ProgressBar(quiet=quiet),
         **running,

@@ -13,8 +13,9 @@ from stinfer.encoder import Encoder
 from stinfer.errors import BankError, ExtraMissingError, ModelError, SettingError
 from stinfer.feature_map import Progress
 from stinfer.files import make_folder, refuse_existing, sha256_file
-from stinfer_export.bank_builder import build_bank, default_k
-from stinfer_export.bank_plan import BankPlan, choose_metric, choose_view
+from stinfer.record import Notices
+from stinfer_export.bank_builder import build_bank, open_models
+from stinfer_export.bank_plan import BankPlan, with_preset
 from stinfer_export.datasets import her2st
 from stinfer_export.registry import PAPER_BACKBONES, STAIN_TEXTURE, find_checkpoints
 
@@ -120,14 +121,14 @@ def export_all(her2st_dir: Path | None, model: str | None, progress: Progress | 
             f"{HER2ST}"
         )
         return
-    plan = BankPlan(her2st.NAME, her2st.PITCH_UM, her2st.SPOT_DIAMETER_UM)
+    plan = with_preset(BankPlan(her2st.NAME, her2st.PITCH_UM, her2st.SPOT_DIAMETER_UM), "fast")
     if BANK.is_file():
         _refuse_other_bank(plan, chosen, sections)
         yield f"kept {BANK}: its model, sections and settings have not changed"
         return
     yield f"packing {folder} with {chosen}"
     make_folder(BANK.parent)
-    built = build_bank(her2st.iter_sections(folder), plan, chosen, BANK, progress=progress)
+    built = build_bank(her2st.iter_sections(folder), plan, [chosen], BANK, progress=progress)
     yield f"wrote {built.path}: {built.n_refs} references x {built.n_genes} genes"
 
 
@@ -162,17 +163,14 @@ def _refuse_other_bank(plan: BankPlan, model: Path, sections: list[str]) -> None
     except BankError as error:
         what = f"{BANK} is there, but is not a bank that could be kept: {error.what}"
         raise SettingError(what, fix) from error
-    card = Encoder(model.read_bytes(), str(model), device="cpu").card
-    view = choose_view(plan, card)
-    names = ("dataset", "gene_join", "distance", "weighting")
+    members, _, view = open_models(plan, [model], Notices(), device="cpu", threads=None)
+    names = ("dataset", "preset", "gene_join", "weighting", "stain")
     wanted: dict[str, object] = {name: getattr(plan, name) for name in names}
     wanted |= {
         "pooling": view.pooling,
         "fov_um": view.sides_um,
         "window": view.window,
-        "metric": choose_metric(plan, view, card),
-        "k": default_k(bank.n_refs),
-        "model_sha256": sha256_file(model),
+        "models_sha256": tuple(member.encoder.sha256 for member in members),
     }
     found: dict[str, object] = {name: getattr(bank.settings, name) for name in wanted}
     wanted["sections"] = ", ".join(sections)

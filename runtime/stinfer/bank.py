@@ -66,8 +66,6 @@ class Bank:
     metric : the affine map
     projections : for each model, (channels, n) linear map of its cells, or patches, before the metric; None
         where there is none
-    domain : the affine map to where it is told how usual a place is
-    domain_embedding : (n_refs, m), after that map
     stain : that slides are brought to before they are encoded; None where they are left as they are
     distance_quantiles : (m,), quantiles 0 to 1 of the references' own held-out neighbor distance
     hashes : SHA-256 of each part
@@ -86,8 +84,6 @@ class Bank:
     embedding: F32
     metric: AffineMetric
     projections: tuple[F32 | None, ...]
-    domain: AffineMetric
-    domain_embedding: F32
     stain: Stain | None
     distance_quantiles: F32
     hashes: dict[str, str]
@@ -179,7 +175,8 @@ def model_names(settings: BankSettings, version: int = BANK_FORMAT_VERSION) -> l
     """Return what the models are called in `uns/stinfer`."""
     if version <= _ONE_MODEL:
         return ["model"]
-    return [f"model_{i}" for i in range(len(settings.backbones))]
+    # One that is used more than once is kept once.
+    return [f"model_{settings.models_sha256.index(sha256)}" for sha256 in settings.models_sha256]
 
 
 def hash_parts(bank: Bank, version: int = BANK_FORMAT_VERSION) -> dict[str, str]:
@@ -196,11 +193,8 @@ def hash_parts(bank: Bank, version: int = BANK_FORMAT_VERSION) -> dict[str, str]
         "metric": hash_arrays(bank.metric.mean, bank.metric.components, *projections),
         "calibration": hash_arrays(bank.distance_quantiles),
     }
-    if version > _ONE_MODEL:
-        domain = bank.domain
-        parts["domain"] = hash_arrays(domain.mean, domain.components, bank.domain_embedding)
-        if bank.stain is not None:
-            parts["stain"] = hash_arrays(bank.stain.directions, bank.stain.amounts)
+    if bank.stain is not None:
+        parts["stain"] = hash_arrays(bank.stain.directions, bank.stain.amounts)
     return parts
 
 
@@ -230,7 +224,8 @@ def _read_settings(uns: h5py.Group, version: int) -> BankSettings:
     if version > _ONE_MODEL:
         values["backbones"] = h5ad.read_strings(uns, "backbones")
         values["models_sha256"] = h5ad.read_strings(uns, "models_sha256")
-        values["orientations"] = h5ad.read_array(uns, "orientations").tolist()
+        for name in ("orientations", "reductions"):
+            values[name] = h5ad.read_array(uns, name).tolist()
     return BankSettings.from_mapping(values)
 
 
@@ -257,8 +252,6 @@ def _read(path: Path, file: h5py.File, version: int) -> Bank:
     )
     texts = ("section", "patient")
     settings = _read_settings(uns, version)
-    metric = _read_affine(uns, "metric")
-    embedding = h5ad.read_array(file["obsm"], "embedding")
     stain = None
     if settings.stain != "none":
         stain = Stain(h5ad.read_array(uns, "stain_directions"), h5ad.read_array(uns, "stain_amounts"))
@@ -275,11 +268,9 @@ def _read(path: Path, file: h5py.File, version: int) -> Bank:
         },
         spatial=h5ad.read_array(file["obsm"], "spatial"),
         expression=sparse,
-        embedding=embedding,
-        metric=metric,
+        embedding=h5ad.read_array(file["obsm"], "embedding"),
+        metric=AffineMetric(h5ad.read_array(uns, "metric_mean"), h5ad.read_array(uns, "metric_components")),
         projections=_read_projections(uns, settings, version),
-        domain=_read_affine(uns, "domain") if version > _ONE_MODEL else metric,
-        domain_embedding=h5ad.read_array(file["obsm"], "domain") if version > _ONE_MODEL else embedding,
         stain=stain,
         distance_quantiles=h5ad.read_array(uns, "distance_quantiles"),
         hashes={key: str(value) for key, value in h5ad.read_scalars(uns["hashes"]).items()},
@@ -289,21 +280,11 @@ def _read(path: Path, file: h5py.File, version: int) -> Bank:
     return bank
 
 
-def _read_affine(uns: h5py.Group, name: str) -> AffineMetric:
-    mean, components = (h5ad.read_array(uns, f"{name}_{part}") for part in ("mean", "components"))
-    return AffineMetric(mean, components)
-
-
 def _check_shapes(bank: Bank) -> None:
     """Refuse parts that do not fit together, whatever their hashes say."""
     n_refs, n_genes = bank.n_refs, len(bank.genes)
     sparse = bank.expression
-    if (
-        bank.distance_quantiles.ndim != 1
-        or bank.embedding.ndim != 2
-        or bank.domain_embedding.ndim != 2
-        or sparse.indptr.ndim != 1
-    ):
+    if bank.distance_quantiles.ndim != 1 or bank.embedding.ndim != 2 or sparse.indptr.ndim != 1:
         cause = "its arrays have not the format's dimensions"
         raise BankFormatError(bank.path, cause)
     checks = {
@@ -317,7 +298,7 @@ def _check_shapes(bank: Bank) -> None:
             len(sparse.indptr) == n_refs + 1 and sparse.n_columns == n_genes
         ),
         "its expression matrix is no valid CSR": sparse.is_valid(),
-        "its embeddings do not fit its spots": len(bank.embedding) == len(bank.domain_embedding) == n_refs,
+        "its embeddings do not fit its spots": len(bank.embedding) == n_refs,
         "its spots' coordinates do not fit": bank.spatial.shape == (n_refs, 2),
         "its gene symbols repeat": len(set(bank.genes)) == n_genes,
         "its spots' names repeat": len(set(bank.spots)) == n_refs,
@@ -326,9 +307,6 @@ def _check_shapes(bank: Bank) -> None:
             c.shape == (n_genes,) for c in bank.gene_columns.values()
         ),
         "its metric does not fit its embeddings": _fits(bank.metric, bank.embedding),
-        "its domain does not fit its embeddings": (
-            _fits(bank.domain, bank.domain_embedding) and bank.domain.mean.shape == bank.metric.mean.shape
-        ),
         "its projections are no matrices": all(p is None or p.ndim == 2 for p in bank.projections),
         "its stain is none": _stain_fits(bank.stain),
         "its distance quantiles do not ascend": (
@@ -357,7 +335,6 @@ def _floats(bank: Bank) -> list[AnyArray]:
     return [
         bank.expression.data,
         *(bank.embedding, bank.metric.mean, bank.metric.components),
-        *(bank.domain_embedding, bank.domain.mean, bank.domain.components),
         *(projection for projection in bank.projections if projection is not None),
         bank.distance_quantiles,
     ]

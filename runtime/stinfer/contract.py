@@ -81,7 +81,7 @@ class ModelCard:
     stride : pixels per cell of ``features``; 0 where the backbone has no such output
     checkpoint_sha256 : of the weights' file; empty where there are no weights
     precision : ``fp32``
-    moments : channels of ``moments_0``, ``moments_1`` …, the mean squares of earlier stages over a cell; empty
+    moments : channels of ``moments_0``, ``moments_1`` …, what earlier stages tell of a cell's texture; empty
         where the backbone has no such outputs
     map_traits : how to join a map of regions; None where that cannot be done
     map_refusal : why it cannot; empty where it can
@@ -206,6 +206,7 @@ class BankSettings:
     backbones : of the models, as in their cards; what they see follows one another in every embedding
     models_sha256 : of the ONNX files that made the embeddings
     orientations : in how many orientations, 1, 4 or 8, each sees the tissue; its answers are averaged
+    reductions : how many times, 1 or 2, coarser than `um_per_px` each sees the tissue
     stain : ``none``, or ``macenko``: a slide's stains are brought to the bank's before it is encoded
     pooling : ``patch``: one patch per spot is encoded; ``map``: the slide is encoded once, and a spot's
         embedding is the mean of the cells in its windows
@@ -239,6 +240,7 @@ class BankSettings:
     backbones: tuple[str, ...]
     models_sha256: tuple[str, ...]
     orientations: tuple[int, ...]
+    reductions: tuple[int, ...]
     stain: Literal["none", "macenko"]
     pooling: Pooling
     fov_um: tuple[float, ...]
@@ -293,7 +295,8 @@ class BankSettings:
         """Return the settings with the format version, as a mapping of `uns` is written."""
         values = self.to_mapping()
         values["fov_um"] = np.asarray(self.fov_um, dtype=np.float64)
-        values["orientations"] = np.asarray(self.orientations, dtype=np.int64)
+        for name in ("orientations", "reductions"):
+            values[name] = np.asarray(values[name], dtype=np.int64)
         return values
 
     @property
@@ -343,6 +346,7 @@ def _upgraded_from_2(mapping: Mapping[str, Any]) -> dict[str, Any]:
         "backbones": [mapping["backbone"]],
         "models_sha256": [mapping["model_sha256"]],
         "orientations": [1],
+        "reductions": [1],
         "stain": "none",
         "tuning": "none",
     }
@@ -351,7 +355,7 @@ def _upgraded_from_2(mapping: Mapping[str, Any]) -> dict[str, Any]:
 def _read_models(mapping: Mapping[str, Any]) -> dict[str, Any]:
     """Read what is said of the models, each a list with one entry a model."""
     found: dict[str, Any] = {}
-    for name, kind in (("backbones", str), ("models_sha256", str), ("orientations", int)):
+    for name, kind in _MODEL_LISTS.items():
         values = mapping[name]
         if not isinstance(values, list) or not all(type(value) is kind for value in values):
             msg = f"{name} is {values!r}, expected a list"
@@ -365,9 +369,10 @@ def _read_models(mapping: Mapping[str, Any]) -> dict[str, Any]:
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", backbone):
             msg = f"backbone is {backbone!r}, expected letters, digits, dots, dashes and underscores"
             raise ValueError(msg)
-    if not set(found["orientations"]) <= set(ORIENTATIONS):
-        msg = f"orientations is {found['orientations']}, expected each of {ORIENTATIONS}"
-        raise ValueError(msg)
+    for name, allowed in (("orientations", ORIENTATIONS), ("reductions", REDUCTIONS)):
+        if not set(found[name]) <= set(allowed):
+            msg = f"{name} is {found[name]}, expected each of {allowed}"
+            raise ValueError(msg)
     return found
 
 
@@ -427,8 +432,9 @@ def _check_settings(values: Mapping[str, Any]) -> None:
 
 
 MAX_WINDOWS = 8
-MAX_MODELS = 4
+MAX_MODELS = 8
 ORIENTATIONS = (1, 4, 8)
+REDUCTIONS = (1, 2)
 MAX_FOV_UM = 10_000.0
 _LARGEST_PATCH_PX = 4096
 _LARGEST_WINDOW_PX = 32_768
@@ -441,8 +447,9 @@ _LARGEST = {
     "temperature": 1e6,
 }
 # What a setting holds one of for each model, or window.
-_LISTS = ("backbones", "models_sha256", "orientations", "fov_um")
-_SINCE_3 = ("preset", "backbones", "models_sha256", "orientations", "stain", "tuning")
+_MODEL_LISTS = {"backbones": str, "models_sha256": str, "orientations": int, "reductions": int}
+_LISTS = (*_MODEL_LISTS, "fov_um")
+_SINCE_3 = ("preset", *_MODEL_LISTS, "stain", "tuning")
 _ALLOWED = {
     "preset": ("fast", "best", "custom"),
     "stain": ("none", "macenko"),

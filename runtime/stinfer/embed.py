@@ -167,10 +167,18 @@ def open_encoders(bank: Bank, *, device: Device, threads: int | None) -> Encoder
     """
     source, settings = f"of bank {bank.path}", bank.settings
     members = []
-    for model, sha256, orientations, projection in zip(
-        bank.models(), settings.models_sha256, settings.orientations, bank.projections, strict=True
+    loaded: dict[str, Encoder] = {}
+    for model, sha256, orientations, reduction, projection in zip(
+        bank.models(),
+        settings.models_sha256,
+        settings.orientations,
+        settings.reductions,
+        bank.projections,
+        strict=True,
     ):
-        encoder = Encoder(model, source, pooling=settings.pooling, device=device, threads=threads)
+        if sha256 not in loaded:
+            loaded[sha256] = Encoder(model, source, pooling=settings.pooling, device=device, threads=threads)
+        encoder = loaded[sha256]
         if encoder.sha256 != sha256:
             cause = f"its SHA-256 is not the {sha256} that made the bank's embeddings"
             raise ModelFormatError(source, cause)
@@ -182,7 +190,7 @@ def open_encoders(bank: Bank, *, device: Device, threads: int | None) -> Encoder
         if projection is not None and len(projection) != seen:
             cause = f"its cells have {seen} channels, the bank's projection expects {len(projection)}"
             raise ModelFormatError(source, cause)
-        members.append(Member(encoder, orientations, projection))
+        members.append(Member(encoder, orientations, reduction, projection))
     try:
         encoders = EncoderStack(members, settings.pooling)
     except SettingError as error:

@@ -31,11 +31,13 @@ class Member:
     ----------
     encoder : it
     orientations : in how many orientations it sees every region; the cells are averaged
+    reduction : how many times coarser it sees the tissue than the region is read, 1 or 2
     projection : (channels, n), applied to each of its cells, or to a patch's embedding; None to keep all
     """
 
     encoder: Encoder
     orientations: int = 1
+    reduction: int = 1
     projection: F32 | None = None
 
     @property
@@ -67,8 +69,11 @@ class EncoderStack:
     ----------
     stride : int
         Pixels per cell, with ``map``.
+    step_cells : int
+        Regions must begin and end at multiples of so many cells.
     halo_cells : int
-        Cells around a region that must be computed too, and are left out of what `cells` gives.
+        Cells around a region that must be computed too, and are left out of what `cells` gives; a multiple of
+        `step_cells`.
     offset_px : tuple of float
         How far, x and y, a region must be read to the left of its cells and above them.
     n_channels : int
@@ -85,13 +90,15 @@ class EncoderStack:
         self.pooling = pooling
         self.n_channels = sum(member.n_channels for member in members)
         self.stride = members[0].encoder.card.stride
+        self.step_cells = max(member.reduction for member in members)
         self.halo_cells, self.offset_px = 0, (0.0, 0.0)
         if pooling == "map":
             self._check_maps()
             if all(member.orientations == 1 for member in members):
                 # The first is read where it sees best, and so without a margin.
                 self.offset_px = map_traits(members[0].encoder).offset_px
-            self.halo_cells = max(self._halo(member) for member in members)
+            halo_cells = max(self._halo(member) for member in members)
+            self.halo_cells = -(-halo_cells // self.step_cells) * self.step_cells
 
     @property
     def name(self) -> str:
@@ -189,7 +196,7 @@ class EncoderStack:
 
     def _shift_px(self, member: Member, view: Orientation) -> tuple[int, int]:
         """Return how far, x and y, what a member sees so lies from where the region is read."""
-        x, y = map_traits(member.encoder).offset_px
+        x, y = (offset * member.reduction for offset in map_traits(member.encoder).offset_px)
         flip_x, flip_y, exchange = view
         # Undone in reverse: what the turned picture's cells see lies so in the picture as it was.
         if exchange:
@@ -199,22 +206,28 @@ class EncoderStack:
 
     def _halo(self, member: Member) -> int:
         farthest = max(abs(shift) for view in member.views for shift in self._shift_px(member, view))
-        return map_traits(member.encoder).halo_cells + math.ceil(farthest / self.stride)
+        return map_traits(member.encoder).halo_cells * member.reduction + math.ceil(farthest / self.stride)
 
     def _cells_of(self, member: Member, pixels: U8) -> F32:
-        halo = map_traits(member.encoder).halo_cells
-        margin = (self.halo_cells - halo) * self.stride
+        halo, reduction = map_traits(member.encoder).halo_cells, member.reduction
+        # A coarser member's halo is whole cells of its own, from those that the region begins at.
+        spare = (self.halo_cells - halo * reduction) // reduction * reduction
+        inner = self.halo_cells - spare - halo * reduction
+        margin = spare * self.stride
         height, width = (side - 2 * margin for side in pixels.shape[:2])
         views = []
         for view in member.views:
             shift_x, shift_y = self._shift_px(member, view)
             top, left = margin + shift_y, margin + shift_x
-            seen = pixels[np.newaxis, top : top + height, left : left + width]
+            seen = _reduced(pixels[np.newaxis, top : top + height, left : left + width], reduction)
             features = member.encoder.features(_turned(seen, view))[0]
             cells = _turned_back(features.transpose(1, 2, 0), view)
             views.append(cells[halo : cells.shape[0] - halo, halo : cells.shape[1] - halo])
-        mean = np.ascontiguousarray(_mean(views))
-        return _projected(mean, member)
+        mean = _projected(np.ascontiguousarray(_mean(views)), member)
+        if reduction == 1:
+            return mean
+        whole = mean.repeat(reduction, axis=0).repeat(reduction, axis=1)
+        return whole[inner : whole.shape[0] - inner, inner : whole.shape[1] - inner] if inner else whole
 
 
 def map_traits(encoder: Encoder) -> MapTraits:
@@ -230,6 +243,17 @@ def map_traits(encoder: Encoder) -> MapTraits:
         what = f"{encoder.card.backbone} cannot encode a slide as a map: {encoder.card.map_refusal}"
         raise SettingError(what, "build the bank with --pooling patch, or with another backbone")
     return traits
+
+
+def _reduced(pixels: U8, reduction: int) -> U8:
+    """Average squares of pixels, (n, height, width, 3), rounding halves up."""
+    if reduction == 1:
+        return pixels
+    n, height, width, _ = pixels.shape
+    squares = pixels.reshape(n, height // reduction, reduction, width // reduction, reduction, 3)
+    total = squares.sum(axis=(2, 4), dtype=np.uint16)
+    area = np.uint16(reduction * reduction)
+    return np.asarray((total + area // 2) // area, dtype=np.uint8)
 
 
 def _turned(pixels: U8, view: Orientation) -> U8:

@@ -99,7 +99,7 @@ class SlideCells:
 
         One region is read while another is encoded and the cells of a third are used.
         """
-        bands = plan_bands(needed, self._region_cells, self._encoders.halo_cells)
+        bands = plan_bands(needed, self._region_cells, self._encoders.halo_cells, self._encoders.step_cells)
         regions = [region for band in bands for region in band]
         total, done = len(regions), 0
         if progress is not None:
@@ -107,15 +107,16 @@ class SlideCells:
         with contextlib.closing(self._cells(regions)) as found:
             for band in bands:
                 first = min(region.first_row for region in band)
-                last = max(region.last_row for region in band)
+                last = min(max(region.last_row for region in band), self.lattice.n_rows)
                 features: F32 | None = None
                 for region in band:
                     cells = next(found)
                     if features is None:
                         shape = (last - first, self.lattice.n_columns, cells.shape[2])
                         features = np.zeros(shape, dtype=np.float32)
-                    rows = slice(region.first_row - first, region.last_row - first)
-                    features[rows, region.first_column : region.last_column] = cells
+                    columns = slice(region.first_column, min(region.last_column, self.lattice.n_columns))
+                    rows = slice(region.first_row - first, min(region.last_row, last) - first)
+                    features[rows, columns] = cells[: rows.stop - rows.start, : columns.stop - columns.start]
                     done += 1
                     if progress is not None:
                         progress(done, total, "regions")

@@ -8,7 +8,7 @@ units of cells, column c covers [c, c + 1) from left to right, row r [r, r + 1) 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -79,7 +79,7 @@ class Region:
         return self.last_row - self.first_row, self.last_column - self.first_column
 
 
-def plan_bands(needed: Bool, side_cells: int, halo_cells: int) -> list[list[Region]]:
+def plan_bands(needed: Bool, side_cells: int, halo_cells: int, step_cells: int = 1) -> list[list[Region]]:
     """Cut the needed cells into regions, in bands from top to bottom.
 
     1. Rows that are needed are cut into bands of equal height, at most `side_cells`.
@@ -94,11 +94,24 @@ def plan_bands(needed: Bool, side_cells: int, halo_cells: int) -> list[list[Regi
     needed : (n_rows, n_columns)
     side_cells : largest side of a region
     halo_cells : computed around each region
+    step_cells : regions begin and end at multiples of it, the last beyond the lattice where that is none
 
     Returns
     -------
     regions of each band, from left to right; every needed cell is in one of them
     """
+    if step_cells == 1:
+        return _plan_bands(needed, side_cells, halo_cells)
+    n_rows, n_columns = (-(-length // step_cells) for length in needed.shape)
+    padded = np.zeros((n_rows * step_cells, n_columns * step_cells), dtype=bool)
+    padded[: needed.shape[0], : needed.shape[1]] = needed
+    coarse = np.asarray(padded.reshape(n_rows, step_cells, n_columns, step_cells).any(axis=(1, 3)))
+    planned = _plan_bands(coarse, max(side_cells // step_cells, 1), halo_cells // step_cells)
+    return [[Region(*(edge * step_cells for edge in astuple(region))) for region in band] for band in planned]
+
+
+def _plan_bands(needed: Bool, side_cells: int, halo_cells: int) -> list[list[Region]]:
+    """Cut the needed cells into regions, for steps of one cell; see `plan_bands`."""
     bands = []
     for top, bottom in _pieces(np.asarray(needed.any(axis=1)), side_cells, halo_cells):
         band = []

@@ -50,7 +50,7 @@ class MapRecipe:
 
     Parameters
     ----------
-    backbones, models_sha256, orientations : as in the bank's settings, joined by plus signs
+    backbones, models_sha256, orientations, reductions : as in the bank's settings, joined by plus signs
     um_per_px : as in the bank's settings
     stain_sha256 : of the bank's stain; ``none`` where it has none
     projection_sha256 : of the bank's projections; ``none`` where it has none
@@ -59,6 +59,7 @@ class MapRecipe:
     backbones: str
     models_sha256: str
     orientations: str
+    reductions: str
     um_per_px: float
     stain_sha256: str
     projection_sha256: str
@@ -72,6 +73,7 @@ class MapRecipe:
             backbones="+".join(s.backbones),
             models_sha256="+".join(s.models_sha256),
             orientations="+".join(map(str, s.orientations)),
+            reductions="+".join(map(str, s.reductions)),
             um_per_px=s.um_per_px,
             stain_sha256="none" if stain is None else hash_arrays(stain.directions, stain.amounts),
             projection_sha256="+".join(projections),
@@ -421,6 +423,7 @@ _RECIPE_WORDS = {
     "models_sha256": "models' SHA-256",
     "um_per_px": "µm per pixel",
     "orientations": "number of orientations",
+    "reductions": "reduction",
     "stain_sha256": "stain's SHA-256",
     "projection_sha256": "projections' SHA-256",
     "backbones": "backbones",

@@ -10,7 +10,7 @@ from stinfer.embed import open_encoders
 from stinfer.encoder import Device
 from stinfer.encoder_stack import EncoderStack
 from stinfer.files import sha256_file
-from stinfer.neighbors import ExactSearch, Search, SearchChoice, choose_search
+from stinfer.neighbors import Search, SearchChoice, choose_search
 
 
 class OpenBank:
@@ -45,13 +45,6 @@ class OpenBank:
     def searcher(self) -> Search:
         """What finds neighbors among the references; raises as `choose_search`."""
         return choose_search(self._search, self.bank)
-
-    @cached_property
-    def domain_searcher(self) -> Search:
-        """What finds the references nearest to a place where it is told how usual it is."""
-        if self.bank.domain is self.bank.metric:
-            return self.searcher
-        return ExactSearch(self.bank.domain_embedding, "euclidean")
 
     @cached_property
     def sha256(self) -> str:

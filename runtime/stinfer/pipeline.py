@@ -360,9 +360,8 @@ def _find_neighbors(
     bank, settings = opened.bank, opened.bank.settings
     distance = np.empty(len(neighbors), dtype=np.float32)
     for spots, embedding in embeddings:
-        near, found = opened.searcher.query(bank.metric.apply(embedding), k)
-        weights = neighbor_weights(near, weighting, settings.temperature)
-        neighbors.write(spots, Neighbors(found, weights))
-        around, _ = opened.domain_searcher.query(bank.domain.apply(embedding), settings.domain_k)
-        distance[spots] = domain_distance(around, settings.domain_k)
+        near, found = opened.searcher.query(bank.metric.apply(embedding), max(k, settings.domain_k))
+        weights = neighbor_weights(near[:, :k], weighting, settings.temperature)
+        neighbors.write(spots, Neighbors(found[:, :k], weights))
+        distance[spots] = domain_distance(near, settings.domain_k)
     return distance
