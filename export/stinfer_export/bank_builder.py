@@ -30,6 +30,7 @@ from stinfer_export.bank_plan import BankPlan, GeneJoin, choose_metric, choose_v
 from stinfer_export.bank_writer import write_bank
 from stinfer_export.calibration import calibrate
 from stinfer_export.datasets.section import Section
+from stinfer_export.gene_ids import join_gene_ids
 from stinfer_export.section_encoding import Part, encode_section
 
 # On her2st C2 to C5 the best of 50, 75 and 100 with every weighting; see the README.
@@ -168,6 +169,7 @@ def build_bank(
         projection=projection,
         distance_quantiles=calibration.distance_quantiles,
         hashes={},
+        gene_ids=join_gene_ids(parts, genes, notices),
     )
     write_bank(
         bank,

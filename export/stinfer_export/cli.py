@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from stinfer import __version__
-from stinfer.cli import FiniteRange, ProgressBar, encoding_options, set_up_logging, shows_errors, split_names
+from stinfer.cli import (
+    FiniteRange,
+    P,
+    ProgressBar,
+    R,
+    encoding_options,
+    set_up_logging,
+    shows_errors,
+    split_names,
+)
+
+if TYPE_CHECKING:
+    from stinfer_export.datasets.section import Section
 
 _FILE = click.Path(path_type=Path)
 _MODELS = Path("models")
-_BANK = Path("reference_bank/her2st.h5")
+_BANKS = Path("reference_bank")
 _SIDE_UM = FiniteRange(min=1, max=10_000)
 
 
@@ -96,125 +109,171 @@ def bank_group() -> None:
     """Pack a reference data set into a bank."""
 
 
-@bank_group.command(
-    name="her2st", epilog="Example: stinfer-export bank her2st data --model models/resnet18.a1_in1k.onnx"
+_BANK_OPTIONS = (
+    click.option("--model", type=_FILE, required=True, help="ONNX file of the backbone."),
+    click.option(
+        "--pooling",
+        type=click.Choice(["map", "patch"]),
+        help="map: encode the tissue once and average cells in windows around a spot; patch: encode a patch "
+        "around each. [default: map where the backbone can]",
+    ),
+    click.option(
+        "--fov-um",
+        metavar="UM[,UM...]",
+        callback=_read_sides,
+        help="Fields of view: sides in µm of the windows around a spot that are embedded, ascending; one "
+        "with --pooling patch. [default: 154,309,618; patch: 154]",
+    ),
+    click.option(
+        "--window",
+        type=click.Choice(["square", "disc"]),
+        default="square",
+        show_default=True,
+        help="Shape of the windows; of a disc, --fov-um is the diameter.",
+    ),
+    click.option(
+        "--gene-join",
+        type=click.Choice(["union", "intersection"]),
+        default="union",
+        show_default=True,
+        help="Keep the genes of any section (0 where it does not list them) or of every section.",
+    ),
+    click.option(
+        "--max-outside",
+        type=FiniteRange(min=0, max=1),
+        default=0.25,
+        show_default=True,
+        help="Drop a spot if more than this part of its patch, or smallest window, is outside the image.",
+    ),
+    click.option(
+        "--metric",
+        type=click.Choice(["none", "standardize", "pca"]),
+        help="standardize: give every component of the embedding the same spread before comparing; pca: keep "
+        "64 principal components of that, of every window. [default: pca with a map, unless the backbone is "
+        "stain_texture, else standardize]",
+    ),
+    click.option(
+        "--distance",
+        type=click.Choice(["cosine", "euclidean"]),
+        default="cosine",
+        show_default=True,
+        help="Distance of embeddings.",
+    ),
+    click.option(
+        "--k",
+        type=click.IntRange(min=1),
+        help="Neighbors to average. [default: 100, or a fifth of few references]",
+    ),
+    click.option(
+        "--weighting",
+        type=click.Choice(["uniform", "inverse", "softmax"]),
+        default="softmax",
+        show_default=True,
+        help="How near neighbors weigh more.",
+    ),
+    click.option(
+        "--without-model", is_flag=True, help="Leave the ONNX file out; it must then lie beside the bank."
+    ),
+    encoding_options,
+    click.option("--overwrite", is_flag=True, help="Replace the bank if it exists."),
+    click.option("--quiet", is_flag=True, help="Print errors and notices only."),
 )
-@click.argument("folder", metavar="DIR", type=_FILE)
-@click.option("--model", type=_FILE, required=True, help="ONNX file of the backbone.")
-@click.option(
-    "--sections", callback=_read_names, help="Sections to pack, separated by commas. [default: all]"
-)
-@click.option(
-    "--pooling",
-    type=click.Choice(["map", "patch"]),
-    help="map: encode the tissue once and average cells in windows around a spot; patch: encode a patch "
-    "around each. [default: map where the backbone can]",
-)
-@click.option(
-    "--fov-um",
-    metavar="UM[,UM...]",
-    callback=_read_sides,
-    help="Fields of view: sides in µm of the windows around a spot that are embedded, ascending; one with "
-    "--pooling patch. [default: 154,309,618; patch: 154]",
-)
-@click.option(
-    "--window",
-    type=click.Choice(["square", "disc"]),
-    default="square",
-    show_default=True,
-    help="Shape of the windows; of a disc, --fov-um is the diameter.",
-)
-@click.option(
-    "--gene-join",
-    type=click.Choice(["union", "intersection"]),
-    default="union",
-    show_default=True,
-    help="Keep the genes of any section (0 where it does not list them) or of every section.",
-)
-@click.option(
-    "--max-outside",
-    type=FiniteRange(min=0, max=1),
-    default=0.25,
-    show_default=True,
-    help="Drop a spot if more than this part of its patch, or smallest window, is outside the image.",
-)
-@click.option(
-    "--metric",
-    type=click.Choice(["none", "standardize", "pca"]),
-    help="standardize: give every component of the embedding the same spread before comparing; pca: keep 64 "
-    "principal components of that, of every window. [default: pca with a map, unless the backbone is "
-    "stain_texture, else standardize]",
-)
-@click.option(
-    "--distance",
-    type=click.Choice(["cosine", "euclidean"]),
-    default="cosine",
-    show_default=True,
-    help="Distance of embeddings.",
-)
-@click.option(
-    "--k",
-    type=click.IntRange(min=1),
-    help="Neighbors to average. [default: 100, or a fifth of few references]",
-)
-@click.option(
-    "--weighting",
-    type=click.Choice(["uniform", "inverse", "softmax"]),
-    default="softmax",
-    show_default=True,
-    help="How near neighbors weigh more.",
-)
-@click.option(
-    "--without-model", is_flag=True, help="Leave the ONNX file out; it must then lie beside the bank."
-)
-@click.option(
-    "--out",
-    type=_FILE,
-    default=_BANK,
-    show_default=True,
-    help="Bank to write; the folder of the default is made.",
-)
-@encoding_options
-@click.option("--overwrite", is_flag=True, help="Replace the bank if it exists.")
-@click.option("--quiet", is_flag=True, help="Print errors and notices only.")
-@shows_errors
-def bank_her2st(
-    folder: Path,
-    model: Path,
-    sections: list[str] | None,
-    out: Path,
+
+
+def _bank_options(out: Path) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Add the flags that say how a bank is made, the same for all data sets; `out` is where it goes."""
+
+    def add(command: Callable[P, R]) -> Callable[P, R]:
+        for option in reversed(_BANK_OPTIONS):
+            command = option(command)
+        return click.option(
+            "--out",
+            type=_FILE,
+            default=out,
+            show_default=True,
+            help="Bank to write; the folder of the default is made.",
+        )(command)
+
+    return add
+
+
+def _pack(
+    sections: Iterable[Section],
+    platform: dict[str, Any],
     *,
+    model: Path,
+    out: Path,
     without_model: bool,
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Pack the her2st data set in DIR: the folder of ST-imgs, ST-cnts and ST-spotfiles."""
-    set_up_logging(quiet=quiet)
+    """Build a bank of sections and say what it holds; `platform` is name, pitch and diameter of spots."""
     from stinfer.files import make_folder
     from stinfer_export.bank_builder import build_bank
     from stinfer_export.bank_plan import BankPlan
-    from stinfer_export.datasets import her2st as dataset
 
     running = {name: options.pop(name) for name in ("device", "threads", "batch_size", "overwrite")}
-    plan = BankPlan(
-        dataset=dataset.NAME,
-        pitch_um=dataset.PITCH_UM,
-        spot_diameter_um=dataset.SPOT_DIAMETER_UM,
-        include_model=not without_model,
-        **options,
-    )
-    if out == _BANK:
+    plan = BankPlan(**platform, include_model=not without_model, **options)
+    if out.parent == _BANKS:
         make_folder(out.parent)
-    summary = build_bank(
-        dataset.iter_sections(folder, sections),
-        plan,
-        model,
-        out,
-        progress=ProgressBar(quiet=quiet),
-        **running,
-    )
+    summary = build_bank(sections, plan, model, out, progress=ProgressBar(quiet=quiet), **running)
     if not quiet:
         click.echo(f"{summary.path}: {summary.n_refs} references x {summary.n_genes} genes")
+
+
+@bank_group.command(
+    name="her2st", epilog="Example: stinfer-export bank her2st data --model models/resnet18.a1_in1k.onnx"
+)
+@click.argument("folder", metavar="DIR", type=_FILE)
+@click.option(
+    "--sections", callback=_read_names, help="Sections to pack, separated by commas. [default: all]"
+)
+@_bank_options(_BANKS / "her2st.h5")
+@shows_errors
+def bank_her2st(folder: Path, sections: list[str] | None, **options: Any) -> None:
+    """Pack the her2st data set in DIR: the folder of ST-imgs, ST-cnts and ST-spotfiles."""
+    set_up_logging(quiet=options["quiet"])
+    from stinfer_export.datasets import her2st as dataset
+
+    platform = {
+        "dataset": dataset.NAME,
+        "pitch_um": dataset.PITCH_UM,
+        "spot_diameter_um": dataset.SPOT_DIAMETER_UM,
+    }
+    _pack(dataset.iter_sections(folder, sections), platform, **options)
+
+
+@bank_group.command(
+    name="visium",
+    epilog="Example: stinfer-export bank visium outs --image slide.tif --model models/stain_texture.onnx",
+)
+@click.argument("outs", metavar="OUTS...", type=_FILE, nargs=-1, required=True)
+@click.option(
+    "--image",
+    "images",
+    type=_FILE,
+    multiple=True,
+    required=True,
+    help="The full-resolution image that Space Ranger was given; once for each of OUTS, in their order.",
+)
+@_bank_options(_BANKS / "visium.h5")
+@shows_errors
+def bank_visium(outs: tuple[Path, ...], images: tuple[Path, ...], **options: Any) -> None:
+    """Pack outputs of Space Ranger, a section each: the folders `outs`, or of Visium HD square_008um.
+
+    The scale is fitted on the lattice of spots. Where there is no full-resolution image, Space Ranger's own
+    pictures do, at a loss.
+    """
+    set_up_logging(quiet=options["quiet"])
+    from stinfer_export.datasets import visium as dataset
+
+    scale = dataset.read_platform(outs)
+    platform = {
+        "dataset": dataset.NAME,
+        "pitch_um": scale.pitch_um,
+        "spot_diameter_um": scale.spot_diameter_um,
+    }
+    _pack(dataset.iter_sections(outs, images), platform, **options)
 
 
 @main.command(name="demo-data", epilog="Example: stinfer-export demo-data demo/data")

@@ -211,6 +211,7 @@ def predict_slide(
             "provider": encoder.provider,
             "batch_size": batch_size,
         }
+        ids = opened_bank.gene_ids
         table = PredictionTable(
             spots=places.names,
             spot_columns={**places.columns, **columns},
@@ -219,6 +220,7 @@ def predict_slide(
             gene_columns={name: values[chosen] for name, values in opened_bank.gene_columns.items()},
             image=slide_image(subject, places.mark_um),
             record=run_record(subject, opened_bank, places, arguments, notices),
+            gene_ids=ids and tuple(ids[i] for i in chosen),
         )
         for path, position in zip(png_paths, drawn, strict=True):
             shown = gene_map(position, opened_bank, neighbors, table, places, subject)

@@ -252,13 +252,14 @@ def _span(start: float, length: float, n_px: int) -> tuple[int, int]:
     return math.floor(start) - margin, math.ceil(start + length) + margin
 
 
-def open_slide(path: str | Path, mpp: float | None = None) -> Slide:
+def open_slide(path: str | Path, mpp: float | None = None, *, mpp_max_um: float = MPP_MAX_UM) -> Slide:
     """Open a slide and settle its scale.
 
     Parameters
     ----------
     path : anything OpenSlide reads, or a JPEG, PNG or TIFF image
     mpp : µm per level-0 pixel; overrides what the file says
+    mpp_max_um : the coarsest that `mpp` may be; the pictures of Space Ranger are coarser than any scan
 
     Raises
     ------
@@ -279,7 +280,7 @@ def open_slide(path: str | Path, mpp: float | None = None) -> Slide:
         raise SlideUnreadableError(path, cause)
     if mpp is not None:
         mpp = float(mpp)
-        check_mpp("--mpp", (mpp, mpp))
+        check_mpp("--mpp", (mpp, mpp), mpp_max_um)
     source, found, said_by = _open_source(path)
     try:
         if mpp is not None:
@@ -295,20 +296,20 @@ def open_slide(path: str | Path, mpp: float | None = None) -> Slide:
     return Slide(path, source, found, said_by)
 
 
-def check_mpp(said_by: str, mpp: tuple[float, float]) -> None:
+def check_mpp(said_by: str, mpp: tuple[float, float], mpp_max_um: float = MPP_MAX_UM) -> None:
     """Refuse a scale that no slide scan has.
 
     Raises
     ------
     ScaleImpossibleError
-        A value is outside 0.05 to 20 µm per pixel, or no number.
+        A value is outside 0.05 to 20 (or `mpp_max_um`) µm per pixel, or no number.
     """
-    if not _is_possible(mpp):
-        raise ScaleImpossibleError(said_by, mpp, MPP_MIN_UM, MPP_MAX_UM)
+    if not _is_possible(mpp, mpp_max_um):
+        raise ScaleImpossibleError(said_by, mpp, MPP_MIN_UM, mpp_max_um)
 
 
-def _is_possible(mpp: tuple[float, float]) -> bool:
-    return all(MPP_MIN_UM <= value <= MPP_MAX_UM for value in mpp)
+def _is_possible(mpp: tuple[float, float], mpp_max_um: float = MPP_MAX_UM) -> bool:
+    return all(MPP_MIN_UM <= value <= mpp_max_um for value in mpp)
 
 
 def _open_source(path: Path) -> tuple[_Source, tuple[float, float] | None, str]:
