@@ -247,7 +247,7 @@ def bank_her2st(folder: Path, sections: list[str] | None, **options: Any) -> Non
     name="visium",
     epilog="Example: stinfer-export bank visium outs --image slide.tif --model models/stain_texture.onnx",
 )
-@click.argument("outs", metavar="OUTS...", type=_FILE, nargs=-1, required=True)
+@click.argument("outs", metavar="OUTS", type=_FILE, nargs=-1, required=True)
 @click.option(
     "--image",
     "images",
@@ -259,7 +259,7 @@ def bank_her2st(folder: Path, sections: list[str] | None, **options: Any) -> Non
 @_bank_options(_BANKS / "visium.h5")
 @shows_errors
 def bank_visium(outs: tuple[Path, ...], images: tuple[Path, ...], **options: Any) -> None:
-    """Pack outputs of Space Ranger, a section each: the folders `outs`, or of Visium HD square_008um.
+    """Pack OUTS, the folders `outs` of Space Ranger, a section each; of Visium HD, its square_008um.
 
     The scale is fitted on the lattice of spots. Where there is no full-resolution image, Space Ranger's own
     pictures do, at a loss.
@@ -274,6 +274,31 @@ def bank_visium(outs: tuple[Path, ...], images: tuple[Path, ...], **options: Any
         "spot_diameter_um": scale.spot_diameter_um,
     }
     _pack(dataset.iter_sections(outs, images), platform, **options)
+
+
+@bank_group.command(
+    name="anndata",
+    epilog="Example: stinfer-export bank anndata C5.h5ad --image C5.tif --model models/stain_texture.onnx",
+)
+@click.argument("file", metavar="FILE", type=_FILE)
+@click.option("--image", type=_FILE, required=True, help="The full-resolution image of the section.")
+@_bank_options(_BANKS / "anndata.h5")
+@shows_errors
+def bank_anndata(file: Path, image: Path, **options: Any) -> None:
+    """Pack FILE, a Visium section as AnnData (.h5ad) with raw counts in X, layers["counts"] or raw.
+
+    It must have obsm["spatial"], uns["spatial"] and the array_row and array_col of scanpy.read_visium.
+    """
+    set_up_logging(quiet=options["quiet"])
+    from stinfer_export.datasets import anndata_file as dataset
+
+    section = dataset.AnnDataSection(file)
+    platform = {
+        "dataset": dataset.NAME,
+        "pitch_um": section.scale.pitch_um,
+        "spot_diameter_um": section.scale.spot_diameter_um,
+    }
+    _pack([section.read_section(image)], platform, **options)
 
 
 @main.command(name="demo-data", epilog="Example: stinfer-export demo-data demo/data")

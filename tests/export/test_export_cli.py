@@ -29,7 +29,17 @@ COMMANDS = shared.COMMANDS
 
 
 def test_the_commands_are_those_that_are_documented():
-    assert set(COMMANDS) == {"", "backbone", "all", "bank", "bank her2st", "demo-data", "score"}
+    assert set(COMMANDS) == {
+        "",
+        "backbone",
+        "all",
+        "bank",
+        "bank her2st",
+        "bank visium",
+        "bank anndata",
+        "demo-data",
+        "score",
+    }
 
 
 @pytest.mark.parametrize("path", COMMANDS)
@@ -107,6 +117,14 @@ KNOWN_ERRORS = {
     "bank her2st": (
         ["bank", "her2st", "nowhere", "--model", "models/stain_texture.onnx", "--out", "b.h5"],
         "model models/stain_texture.onnx cannot be read: No such file or directory",
+    ),
+    "bank visium": (
+        ["bank", "visium", "nowhere", "--image", "i.png", "--model", "m.onnx", "--out", "b.h5"],
+        "data set nowhere: there is no such folder",
+    ),
+    "bank anndata": (
+        ["bank", "anndata", "no.h5ad", "--image", "i.png", "--model", "m.onnx", "--out", "b.h5"],
+        "data set no.h5ad: there is no such file",
     ),
     "demo-data": (["demo-data", "full"], "output full exists"),
     "score": (["score", "p.h5ad", "--counts", "c.tsv", "--bank", "none.h5"], "bank none.h5 does not exist"),

@@ -97,7 +97,8 @@ def take_genes(matrix: FeatureMatrix) -> GeneTable:
 def make_unique(names: Sequence[str]) -> tuple[str, ...]:
     """Give repeated names a number, as AnnData does.
 
-    The first keeps its name, the others end in `-1`, `-2` and so on. A number that would make a name that is there already is passed over.
+    The first keeps its name, the others end in `-1`, `-2` and so on. A number that
+    would make a name that is there already is passed over.
     """
     taken = set(names)
     seen: set[str] = set()

@@ -127,7 +127,7 @@ def _read_header(path: Path, file: TextIO) -> _Header:
         raise DatasetError(path, cause, _FIX) from error
     # R writes a matrix without any counts as a symmetric pattern.
     if header.n_entries and (words[3] not in ("integer", "real") or words[4] != "general"):
-        cause = f"it is a {words[3]} {words[4]} matrix, expected integer general"
+        cause = f"its entries are {words[3]} {words[4]}, expected integer general"
         raise DatasetError(path, cause, _FIX)
     return header
 
