@@ -186,7 +186,8 @@ def encoding_options(command: Callable[P, R]) -> Callable[P, R]:
     "--genes",
     default="all",
     show_default=True,
-    help="Genes to predict: names separated by commas, a file with one name a line, or all.",
+    help="Genes to predict: symbols or Ensembl IDs separated by commas, a file with one a line, "
+    "markers:breast, or all.",
 )
 @click.option("--csv", type=_FILE, help="Also write spots x genes, with coordinates, as a CSV file.")
 @click.option(

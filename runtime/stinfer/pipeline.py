@@ -113,7 +113,7 @@ def predict_slide(
     mpp : µm per level-0 pixel, where the slide does not say or is wrong
     spots : file of places; see `stinfer.spots.read_spots`
     pitch_um : distance of grid points, by default that of the bank's spots; not with `spots`
-    genes : ``all``, names, or a file of names
+    genes : ``all``, names, a file of names, or a marker panel; see `stinfer.genes.select_genes`
     csv : table of spots x genes to write too
     png : genes to draw, as ``<out>.<gene>.png``
     ome_tiff : image of the grid to write too, a channel per gene; not with `spots`
@@ -144,8 +144,10 @@ def predict_slide(
         raise SettingError(what, "give one of them")
     opened_bank = Bank.open(bank)
     settings = opened_bank.settings
-    chosen = select_genes(genes, opened_bank.genes)
-    drawn = [int(select_genes([gene], opened_bank.genes)[0]) for gene in png]
+    notices = Notices()
+    ids = opened_bank.gene_ids
+    chosen = select_genes(genes, opened_bank.genes, ids, notices)
+    drawn = [int(select_genes([gene], opened_bank.genes, ids)[0]) for gene in png]
     png_paths = tuple(_picture_path(out, opened_bank.genes[position]) for position in drawn)
     if ome_path is not None:
         _check_ome_tiff(len(chosen), spots)
@@ -164,7 +166,6 @@ def predict_slide(
         raise SettingError(what, f"leave it out to use the bank's {settings.k}")
     weighting = settings.weighting if weighting is None else weighting
     check_choice("weighting", weighting, get_args(Weighting))
-    notices = Notices()
     with contextlib.ExitStack() as stack:
         beside = stack.enter_context(written_together(outputs))
         subject = stack.enter_context(open_subject(slide, mpp))
@@ -211,7 +212,6 @@ def predict_slide(
             "provider": encoder.provider,
             "batch_size": batch_size,
         }
-        ids = opened_bank.gene_ids
         table = PredictionTable(
             spots=places.names,
             spot_columns={**places.columns, **columns},

@@ -41,7 +41,7 @@ def test_spots_on_tissue_are_joined_with_their_counts(outs, full):
     assert section.counts.to_dense()[0].tolist() == [6, 15, 0]
     assert section.counts.totals()[0] == 21
     assert section.genes == ("KRT8", "ACTB", "KRT8-1")
-    assert section.gene_ids == ("ENSG01", "ENSG02", "ENSG03")
+    assert section.gene_ids == ("ENSG00000000001", "ENSG00000000002", "ENSG00000000003")
     assert (section.n_places_only, section.n_counts_only) == (0, 0)
     assert section.notices == (
         "1 features of type Antibody Capture are dropped",

@@ -56,7 +56,7 @@ def test_the_command_packs_an_output(packed):
         55.0,
     )
     assert bank.genes == ("ACTB", "KRT8", "KRT8-1")
-    assert bank.gene_ids == ("ENSG02", "ENSG01", "ENSG03")
+    assert bank.gene_ids == ("ENSG00000000002", "ENSG00000000001", "ENSG00000000003")
     first = bank.spots.index("S1_ACGT24-1")
     # Row 2, column 4: counts 3, 14 and 4 of 21, antibodies left out.
     np.testing.assert_allclose(
@@ -71,29 +71,30 @@ def test_the_command_packs_an_output(packed):
 def test_anndata_reads_the_ids(packed):
     found = anndata.read_h5ad("b.h5")
 
-    assert found.var["gene_ids"].tolist() == ["ENSG02", "ENSG01", "ENSG03"]
+    assert found.var["gene_ids"].tolist() == ["ENSG00000000002", "ENSG00000000001", "ENSG00000000003"]
 
 
 def test_a_prediction_has_the_ids_of_its_genes(packed):
-    stinfer.predict_slide("full.png", "b.h5", out="p.h5ad", mpp=1.0, genes="KRT8-1,ACTB", pitch_um=300.0)
+    stinfer.predict_slide("full.png", "b.h5", out="p.h5ad", mpp=1.0, genes="ENSG00000000003.7,actb", pitch_um=300.0)
 
     found = anndata.read_h5ad("p.h5ad")
 
-    assert found.var["gene_ids"].to_dict() == {"ACTB": "ENSG02", "KRT8-1": "ENSG03"}
+    assert found.var["gene_ids"].to_dict() == {"ACTB": "ENSG00000000002", "KRT8-1": "ENSG00000000003"}
+    assert "1 genes are found under another name: actb as ACTB" in list(found.uns["stinfer"]["notices"])
 
 
 def test_the_hash_of_ids_is_that_of_the_format(packed):
     bank, _ = packed
     columns = {name: hash_arrays(values) for name, values in bank.gene_columns.items()}
 
-    columns["gene_ids"] = hash_json(["ENSG02", "ENSG01", "ENSG03"])
+    columns["gene_ids"] = hash_json(["ENSG00000000002", "ENSG00000000001", "ENSG00000000003"])
 
     assert bank.hashes["genes"] == hash_json([["ACTB", "KRT8", "KRT8-1"], columns])
 
 
 def test_an_altered_id_is_refused(packed):
     with h5py.File("b.h5", "r+") as file:
-        file["var/gene_ids"][1] = "ENSG09"
+        file["var/gene_ids"][1] = "ENSG00000000009"
 
     with pytest.raises(BankAlteredError, match="its genes was altered"):
         Bank.open("b.h5")
@@ -102,10 +103,10 @@ def test_an_altered_id_is_refused(packed):
 def test_ids_that_do_not_fit_are_refused_whatever_their_hash(packed):
     bank, _ = packed
     columns = {name: hash_arrays(values) for name, values in bank.gene_columns.items()}
-    columns["gene_ids"] = hash_json(["ENSG02"])
+    columns["gene_ids"] = hash_json(["ENSG00000000002"])
     with h5py.File("b.h5", "r+") as file:
         del file["var/gene_ids"], file["uns/stinfer/hashes/genes"]
-        file["var/gene_ids"] = ["ENSG02"]
+        file["var/gene_ids"] = ["ENSG00000000002"]
         file["uns/stinfer/hashes/genes"] = hash_json([list(bank.genes), columns])
 
     with pytest.raises(BankFormatError, match="its gene IDs do not fit its genes"):

@@ -23,10 +23,10 @@ SCALEFACTORS = {
     "tissue_lowres_scalef": 0.5,
 }
 FEATURES = [
-    ("ENSG01", "KRT8", "Gene Expression"),
-    ("ENSG02", "ACTB", "Gene Expression"),
+    ("ENSG00000000001", "KRT8", "Gene Expression"),
+    ("ENSG00000000002", "ACTB", "Gene Expression"),
     ("AB01", "CD3", "Antibody Capture"),
-    ("ENSG03", "KRT8", "Gene Expression"),
+    ("ENSG00000000003", "KRT8", "Gene Expression"),
 ]
 HEADER = "barcode,in_tissue,array_row,array_col,pxl_row_in_fullres,pxl_col_in_fullres"
 
