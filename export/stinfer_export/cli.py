@@ -301,6 +301,41 @@ def bank_anndata(file: Path, image: Path, **options: Any) -> None:
     _pack([section.read_section(image)], platform, **options)
 
 
+@main.group(name="fetch", epilog="Example: stinfer-export fetch weights resnet18")
+def fetch_group() -> None:
+    """Fetch public files, where there is a network. Nothing else of stInfer does, unless told.
+
+    Proxies and certificates are those of the environment: HTTPS_PROXY, NO_PROXY, REQUESTS_CA_BUNDLE.
+    """
+
+
+@fetch_group.command(name="weights", epilog="Example: stinfer-export fetch weights all")
+@click.argument("name", metavar="NAME")
+@shows_errors
+def fetch_weights(name: str) -> None:
+    """Fetch the weights of backbone NAME into models/checkpoints, and check them.
+
+    NAME is vgg16, densenet121, resnet18, resnet50, resnext50d_32x4d or all. A broken download goes on where
+    it broke off.
+    """
+    set_up_logging(quiet=False)
+    from stinfer_export import fetch
+
+    for line in fetch.fetch_weights(name, progress=ProgressBar(quiet=False, label="fetching")):
+        click.echo(line)
+
+
+@fetch_group.command(name="her2st", epilog="Example: stinfer-export fetch her2st")
+@shows_errors
+def fetch_her2st() -> None:
+    """Fetch the her2st data set into reference_bank/data/her2st, where `make export` finds it."""
+    set_up_logging(quiet=False)
+    from stinfer_export import fetch
+
+    for line in fetch.fetch_her2st(progress=ProgressBar(quiet=False, label="fetching")):
+        click.echo(line)
+
+
 @main.command(name="demo-data", epilog="Example: stinfer-export demo-data demo/data")
 @click.argument("folder", metavar="DIR", type=_FILE)
 @click.option(

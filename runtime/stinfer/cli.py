@@ -95,12 +95,14 @@ class ProgressBar:
     Parameters
     ----------
     quiet : show nothing
+    label : what is being done
     """
 
     _open: ClassVar[list[ProgressBar]] = []
 
-    def __init__(self, *, quiet: bool) -> None:
+    def __init__(self, *, quiet: bool, label: str = "encoding") -> None:
         self._quiet = quiet
+        self._label = label
         self._bar: Any = None
         self._open.append(self)
 
@@ -112,7 +114,7 @@ class ProgressBar:
         if self._bar is None:
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, unit=f" {unit}", desc="encoding", file=sys.stderr)
+            self._bar = tqdm(total=total, unit=f" {unit}", desc=self._label, file=sys.stderr)
         self._bar.update(done - self._bar.n)
         if done == total:
             self._close()

@@ -75,7 +75,9 @@ def test_anndata_reads_the_ids(packed):
 
 
 def test_a_prediction_has_the_ids_of_its_genes(packed):
-    stinfer.predict_slide("full.png", "b.h5", out="p.h5ad", mpp=1.0, genes="ENSG00000000003.7,actb", pitch_um=300.0)
+    stinfer.predict_slide(
+        "full.png", "b.h5", out="p.h5ad", mpp=1.0, genes="ENSG00000000003.7,actb", pitch_um=300.0
+    )
 
     found = anndata.read_h5ad("p.h5ad")
 
