@@ -260,14 +260,37 @@ def bank_group() -> None:
 @bank_group.command(epilog="Example: stinfer bank info her2st.h5")
 @click.argument("bank", type=_FILE)
 @click.option("--genes", is_flag=True, help="List the genes instead, one a line.")
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON instead, for other programs.")
 @shows_errors
-def info(bank: Path, *, genes: bool) -> None:
+def info(bank: Path, *, genes: bool, as_json: bool) -> None:
     """Print what BANK holds: references, genes, scale, backbone, settings and hashes."""
+    if genes and as_json:
+        msg = "--genes and --json exclude each other."
+        raise click.UsageError(msg)
+    import json
+
     from stinfer.bank import Bank
+    from stinfer.compare_banks import summarize_bank
     from stinfer.inspect_bank import describe_bank
 
     opened = Bank.open(bank)
-    click.echo("\n".join(opened.genes) if genes else describe_bank(opened))
+    if as_json:
+        click.echo(json.dumps(summarize_bank(opened), indent=2, ensure_ascii=False, allow_nan=False))
+    else:
+        click.echo("\n".join(opened.genes) if genes else describe_bank(opened))
+
+
+@bank_group.command(epilog="Example: stinfer bank diff old.h5 her2st.h5")
+@click.argument("first", metavar="A", type=_FILE)
+@click.argument("second", metavar="B", type=_FILE)
+@shows_errors
+def diff(first: Path, second: Path) -> None:
+    """Print how banks A and B differ: settings, sections, genes, and part by part."""
+    from stinfer.bank import Bank
+    from stinfer.compare_banks import diff_banks
+
+    for line in diff_banks(Bank.open(first), Bank.open(second)):
+        click.echo(line)
 
 
 @bank_group.command(epilog="Example: stinfer bank verify her2st.h5")
