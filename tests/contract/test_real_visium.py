@@ -22,6 +22,7 @@ from stinfer_export.datasets.feature_matrix import take_genes
 from stinfer_export.datasets.tenx_mtx import read_tenx_mtx
 from stinfer_export.datasets.visium import iter_sections, read_matrix, read_section
 from stinfer_export.datasets.visium_positions import find_positions, read_positions
+from stinfer_export.datasets.visium_scale import fit_mpp, read_scalefactors
 from stinfer_export.errors import DatasetError
 
 _SPEC = importlib.util.spec_from_file_location(
@@ -150,6 +151,11 @@ def test_visium_hd_in_parquet() -> None:
     np.testing.assert_array_equal(
         positions.centers_fullres, theirs[["pxl_col_in_fullres", "pxl_row_in_fullres"]]
     )
-    section = read_section(HD, HD / "spatial/tissue_lowres_image.png")
-    # scalefactors_json.json says so too, and is not used.
-    assert section.mpp * 0.02505533 == pytest.approx(0.2738242950835738, rel=1e-3)
+    scale = read_scalefactors(HD / "spatial")
+    mpp = fit_mpp(positions.path, positions.array, positions.centers_fullres, scale)
+    # What Space Ranger itself says.
+    assert mpp == pytest.approx(0.2738242950835738, rel=1e-3)
+    with pytest.raises(
+        DatasetError, match=r"has 10\.93 µm per px, expected 0\.05 to 1: of so coarse an image"
+    ):
+        read_section(HD, HD / "spatial/tissue_lowres_image.png")

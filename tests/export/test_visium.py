@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from stinfer.errors import SettingError
 from stinfer_export.datasets.visium import iter_sections, read_matrix, read_platform, read_section
@@ -199,6 +200,18 @@ def test_the_high_resolution_picture_is_known_by_its_size(outs, tmp_path):
     assert section.mpp == pytest.approx(0.6, rel=1e-6)
     np.testing.assert_allclose(section.centers_l0[0, 0], 350.0 / 0.6, rtol=1e-6)
     assert not any("coarse" in notice for notice in section.notices)
+
+
+def test_what_the_image_says_of_its_scale_is_told_where_it_differs(outs, full):
+    # 50,800 dots per inch are 0.5 µm each.
+    Image.open(full).save(full.with_name("said.tif"), dpi=(50_800, 50_800))
+    Image.open(full).save(full.with_name("right.tif"), dpi=(25_400, 25_400))
+
+    said, right = (read_section(outs, full.with_name(f"{name}.tif")) for name in ("said", "right"))
+
+    assert said.notices[-1] == "said.tif says 0.5 µm per px; the 1 of the spots' lattice are used instead"
+    assert said.mpp == pytest.approx(1.0, rel=1e-6)
+    assert not any("per px" in notice for notice in right.notices)
 
 
 def test_without_scale_factors_of_pictures_the_image_must_hold_the_spots(outs, full):

@@ -411,6 +411,12 @@ def test_bins_of_another_size_than_their_lattice(outs):
     assert "of 16 px is 32 µm at the fitted 2 µm per px, expected 15.68 to 16.32" in _refusal(outs)
 
 
+def test_a_scale_that_contradicts_the_lattice(outs):
+    shared.write_scalefactors(outs, microns_per_pixel=0.5)
+
+    assert _refusal(outs).endswith("its microns_per_pixel is 0.5, but the lattice of the positions gives 1")
+
+
 # The image
 
 
@@ -446,8 +452,8 @@ def test_an_image_too_coarse_to_see_a_spot(outs, tmp_path):
     image = shared.write_image(tmp_path / "low.png", (600, 450))
 
     assert _refusal(outs, image).endswith(
-        "low.png: it has 30 µm per px, expected 0.05 to 27.5: of a coarser image a spot of "
-        "55 µm is less than 2 px"
+        "low.png: it has 30 µm per px, expected 0.05 to 27.5: of so coarse an image a spot "
+        "of 55 µm is less than 2 px"
     )
 
 

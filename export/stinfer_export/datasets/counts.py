@@ -62,9 +62,12 @@ class Counts:
         complaint = complain_of_values(values, rows, shape[0])
         if complaint:
             raise ValueError(complaint)
-        order = np.lexsort((columns, rows))
-        rows, columns, values = rows[order], columns[order], values[order]
-        repeats = (np.diff(rows) == 0) & (np.diff(columns) == 0)
+        place = rows * shape[1] + columns
+        if not (np.diff(place) > 0).all():
+            # Space Ranger's own files are in order, and may be too large to sort at ease.
+            order = np.argsort(place, kind="stable")
+            rows, columns, values, place = rows[order], columns[order], values[order], place[order]
+        repeats = np.diff(place) == 0
         if repeats.any():
             first = int(np.argmax(repeats))
             msg = f"holds spot {rows[first] + 1}, gene {columns[first] + 1} twice"

@@ -57,6 +57,10 @@ def read_tenx_mtx(folder: Path) -> FeatureMatrix:
         A file is missing, damaged or of another length than the matrix, or there are no raw counts.
     """
     matrix = _find(folder, "matrix.mtx")
+    n_barcodes, n_features = mtx_shape(folder)
+    # Before the counts, so that a size that is only claimed is found out.
+    barcodes = _read_table(_find(folder, "barcodes.tsv"), n_barcodes)
+    features = _read_table(_find(folder, "features.tsv", "genes.tsv"), n_features)
     with _opened(matrix) as file:
         header = _read_header(matrix, file)
         entries = np.empty((0, 3))
@@ -69,14 +73,13 @@ def read_tenx_mtx(folder: Path) -> FeatureMatrix:
     if (places != entries[:, :2]).any():
         cause = "its first two columns are not whole numbers"
         raise DatasetError(matrix, cause, _FIX)
-    shape = (header.n_barcodes, header.n_features)
     try:
         # Matrix Market counts from 1.
-        counts = Counts.from_entries(places[:, 1] - 1, places[:, 0] - 1, entries[:, 2], shape)
+        counts = Counts.from_entries(
+            places[:, 1] - 1, places[:, 0] - 1, entries[:, 2], (n_barcodes, n_features)
+        )
     except ValueError as error:
         raise DatasetError(matrix, f"it {error}", _FIX) from error
-    barcodes = _read_table(_find(folder, "barcodes.tsv"), header.n_barcodes)
-    features = _read_table(_find(folder, "features.tsv", "genes.tsv"), header.n_features)
     return FeatureMatrix(
         path=folder,
         barcodes=tuple(row[0] for row in barcodes),

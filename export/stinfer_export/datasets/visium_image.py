@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from stinfer.contract import F64, MPP_MIN_UM
+from stinfer.report import MPP_TOLERANCE
 from stinfer.slide import Slide, open_slide
 from stinfer_export.bank_plan import DEFAULT_UM_PER_PX
 from stinfer_export.datasets.section import COARSEST_MPP_UM
@@ -21,6 +22,7 @@ _TOLERANCE = 0.01
 # An image this much coarser than what backbones see is said to be coarse.
 _COARSE_UM = 1.5 * DEFAULT_UM_PER_PX
 _EXAMPLE_FOV_UM = 154.0
+_SMALLEST_SPOT_PX = 2
 _THUMBNAIL_PX = 512
 # Levels of 255 between the darkest and the brightest pixel; of tissue there are tens.
 _LARGEST_BLANK = 2
@@ -59,19 +61,29 @@ def settle_image(image: Path, centers_fullres: F64, mpp_fullres: float, scale: S
     SlideError
         It cannot be read.
     """
-    _refuse_scale(image, mpp_fullres, MPP_MIN_UM, COARSEST_MPP_UM)
+    _refuse_scale(image, mpp_fullres, scale)
     with open_slide(image, mpp_fullres, mpp_max_um=COARSEST_MPP_UM) as slide:
         factor, name = _choose_factor(slide, centers_fullres, scale)
         _refuse_blank(slide)
+        said_mpp = slide.said_mpp
     mpp = mpp_fullres / factor
-    _refuse_scale(image, mpp, MPP_MIN_UM, COARSEST_MPP_UM)
-    if mpp <= _COARSE_UM:
-        return SectionImage(factor, mpp, ())
-    notice = (
+    _refuse_scale(image, mpp, scale)
+    notices = []
+    if said_mpp is not None and any(abs(said / mpp - 1) > MPP_TOLERANCE for said in said_mpp):
+        notices.append(
+            f"{image.name} says {said_mpp[0]:.4g} µm per px; the {mpp:.4g} of the spots' lattice "
+            "are used instead"
+        )
+    if mpp > _COARSE_UM:
+        notices.append(_coarse_notice(image, name, mpp))
+    return SectionImage(factor, mpp, tuple(notices))
+
+
+def _coarse_notice(image: Path, name: str, mpp: float) -> str:
+    return (
         f"{image.name} is {name} of {mpp:.3g} µm per px: patches are coarse, {_EXAMPLE_FOV_UM:g} µm are "
         f"{_EXAMPLE_FOV_UM / mpp:.0f} px of it; give the full-resolution image where there is one"
     )
-    return SectionImage(factor, mpp, (notice,))
 
 
 def _choose_factor(slide: Slide, centers_fullres: F64, scale: ScaleFactors) -> tuple[float, str]:
@@ -122,10 +134,10 @@ def _refuse_blank(slide: Slide) -> None:
         raise DatasetError(slide.path, cause, "give an image that shows the tissue")
 
 
-def _refuse_scale(image: Path, mpp: float, low: float, high: float) -> None:
-    if not low <= mpp <= high:
-        cause = (
-            f"it has {mpp:.4g} µm per px, expected {low:g} to {high:g}: of a coarser image a spot of 55 µm "
-            "is less than 2 px"
-        )
+def _refuse_scale(image: Path, mpp: float, scale: ScaleFactors) -> None:
+    coarsest = min(scale.spot_diameter_um / _SMALLEST_SPOT_PX, COARSEST_MPP_UM)
+    if not MPP_MIN_UM <= mpp <= coarsest:
+        cause = f"it has {mpp:.4g} µm per px, expected {MPP_MIN_UM:g} to {coarsest:g}"
+        if mpp > coarsest:
+            cause += f": of so coarse an image a spot of {scale.spot_diameter_um:g} µm is less than 2 px"
         raise DatasetError(image, cause, "give the full-resolution image that Space Ranger was given")

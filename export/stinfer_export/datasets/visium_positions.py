@@ -6,6 +6,7 @@ Which form a file has is read from its content: version 1 wrote no header, and f
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,9 +87,9 @@ def read_positions(path: Path) -> Positions:
     if not barcodes:
         cause = "it holds no positions"
         raise DatasetError(path, cause, _FIX)
-    if len(set(barcodes)) != len(barcodes):
-        twice = next(name for name in barcodes if barcodes.count(name) > 1)
-        raise DatasetError(path, f"barcode {twice} stands in it twice", _FIX)
+    twice = [barcode for barcode, n in Counter(barcodes).items() if n > 1]
+    if twice:
+        raise DatasetError(path, f"barcode {twice[0]} stands in it twice", _FIX)
     numbers = {name: _numbers(path, name, columns[name], barcodes) for name in COLUMNS[1:]}
     flags = numbers["in_tissue"]
     is_flag = (flags == 0) | (flags == 1)

@@ -40,6 +40,7 @@ class ScaleFactors:
     spot_diameter_fullres : nominal, px
     hires, lowres : px of Space Ranger's two pictures per px of the full-resolution image; None where not told
     bin_size_um : side of a bin of Visium HD; None for spots
+    microns_per_pixel : what Space Ranger 3 and later say of the full-resolution image; None where not told
     """
 
     path: Path
@@ -47,6 +48,7 @@ class ScaleFactors:
     hires: float | None
     lowres: float | None
     bin_size_um: float | None
+    microns_per_pixel: float | None
 
     @property
     def pitch_um(self) -> float:
@@ -89,7 +91,13 @@ def scalefactors_from(path: Path, values: Mapping[str, Any]) -> ScaleFactors:
         One is missing, or no positive number.
     """
     found: dict[str, float | None] = {}
-    for name in ("spot_diameter_fullres", "tissue_hires_scalef", "tissue_lowres_scalef", "bin_size_um"):
+    for name in (
+        "spot_diameter_fullres",
+        "tissue_hires_scalef",
+        "tissue_lowres_scalef",
+        "bin_size_um",
+        "microns_per_pixel",
+    ):
         value = values.get(name)
         if value is None:
             found[name] = None
@@ -103,7 +111,12 @@ def scalefactors_from(path: Path, values: Mapping[str, Any]) -> ScaleFactors:
         cause = "it has no spot_diameter_fullres"
         raise DatasetError(path, cause, _FIX)
     return ScaleFactors(
-        path, diameter, found["tissue_hires_scalef"], found["tissue_lowres_scalef"], found["bin_size_um"]
+        path,
+        diameter,
+        found["tissue_hires_scalef"],
+        found["tissue_lowres_scalef"],
+        found["bin_size_um"],
+        found["microns_per_pixel"],
     )
 
 
@@ -156,6 +169,12 @@ def fit_mpp(path: Path, array: F64, centers: F64, scale: ScaleFactors) -> float:
         cause = (
             f"its spot_diameter_fullres of {scale.spot_diameter_fullres:.4g} px is {diameter_um:.4g} µm at "
             f"the fitted {mpp:.4g} µm per px, expected {low:.4g} to {high:.4g}"
+        )
+        raise DatasetError(scale.path, cause, _FIX)
+    if scale.microns_per_pixel is not None and abs(scale.microns_per_pixel / mpp - 1) > _TOLERANCE:
+        cause = (
+            f"its microns_per_pixel is {scale.microns_per_pixel:.4g}, but the lattice of the positions "
+            f"gives {mpp:.4g}"
         )
         raise DatasetError(scale.path, cause, _FIX)
     return mpp
