@@ -115,15 +115,17 @@ class _Transfer:
                 cause = "the connection was cut before its end"
             except requests.exceptions.SSLError as error:
                 cause = (
-                    f"the certificate is not trusted ({first_line(error)}); name your own authority's file "
+                    f"the certificate is not trusted ({_reason(error)}); name your own authority's file "
                     "in REQUESTS_CA_BUNDLE"
                 )
                 raise self._error(url, cause) from error
             except requests.exceptions.ProxyError as error:
-                cause = f"the proxy does not answer ({first_line(error)}); HTTPS_PROXY names it"
+                cause = f"the proxy does not answer ({_reason(error)}); HTTPS_PROXY names it"
                 raise self._error(url, cause) from error
+            except requests.exceptions.Timeout:
+                cause = f"it timed out: nothing came within {self._patience.timeout_s:g} s"
             except requests.exceptions.RequestException as error:
-                cause = first_line(error)
+                cause = _reason(error)
             n_failed = 1 if self._held_bytes() > had_bytes else n_failed + 1
             had_bytes = self._held_bytes()
             if n_failed >= self._patience.n_attempts:
@@ -230,6 +232,17 @@ class _Transfer:
 
     def _error(self, url: str, cause: str) -> FetchError:
         return FetchError(url, self._target, self.expected, cause)
+
+
+def _reason(error: Exception) -> str:
+    """Return what the system said, from below the words of three libraries; else the first line of those."""
+    below: BaseException | None = error
+    said = ""
+    while below is not None:
+        if isinstance(below, OSError) and below.strerror:
+            said = below.strerror
+        below = below.__cause__ or below.__context__
+    return said or first_line(error)
 
 
 def _first_byte(headers: Mapping[str, str]) -> int:

@@ -133,8 +133,8 @@ class FetchError(ExportError, OSError):
         known = f"; its SHA-256 begins with {hash_prefix}" if hash_prefix else ""
         super().__init__(
             f"{url} could not be fetched: {cause}",
-            f"try again, it goes on where it broke off; or fetch {url} where there is a network, and put it "
-            f"here as {target}{known}",
+            f"try again, it goes on where it broke off; or fetch that file where there is a network, and put "
+            f"it here as {target}{known}",
         )
 
 

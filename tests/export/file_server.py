@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -31,10 +32,18 @@ class FileServer(ThreadingHTTPServer):
         self.asked = []
         self.headers = {"ETag": '"one"'}
         self.says_length = True
+        self.scheme = "http"
+
+    def encrypt(self, certificate):
+        """Speak HTTPS from now on, with a certificate and its key in one file."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        self.socket = context.wrap_socket(self.socket, server_side=True)
+        self.scheme = "https"
 
     @property
     def url(self):
-        return f"http://127.0.0.1:{self.server_port}/file-0000.bin"
+        return f"{self.scheme}://127.0.0.1:{self.server_port}/file-0000.bin"
 
     def handle_error(self, request, client_address):
         """Say nothing of clients that hang up."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 import builtins
 import hashlib
 import importlib.util
+import shutil
+import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -49,7 +52,8 @@ def _refusal(server, folder, url=None, **options):
     assert not (folder / "file.bin").exists()
     assert isinstance(caught.value, OSError)
     # Whoever has no network reads what to fetch, and where to put it.
-    assert f"fetch {url or server.url} where there is a network" in caught.value.fix
+    assert caught.value.what.startswith(f"{url or server.url} could not be fetched: ")
+    assert "fetch that file where there is a network" in caught.value.fix
     assert str(folder / "file.bin") in caught.value.fix
     return caught.value
 
@@ -184,7 +188,7 @@ def test_no_network(server, folder):
 
     error = _refusal(server, folder, url, hash_prefix="d63eafa0")
 
-    assert error.what.startswith(f"{url} could not be fetched: ")
+    assert error.what == f"{url} could not be fetched: Connection refused"
     assert error.fix.endswith(f"put it here as {folder / 'file.bin'}; its SHA-256 begins with d63eafa0")
 
 
@@ -192,7 +196,7 @@ def test_a_proxy_that_is_not_there(server, folder, monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("NO_PROXY", "")
 
-    assert "the proxy does not answer" in _refusal(server, folder).what
+    assert "the proxy does not answer (Connection refused); HTTPS_PROXY" in _refusal(server, folder).what
 
 
 def test_a_proxy_is_asked_in_place_of_the_server(server, folder, monkeypatch):
@@ -202,6 +206,53 @@ def test_a_proxy_is_asked_in_place_of_the_server(server, folder, monkeypatch):
     _fetch(server, folder, "http://nowhere.invalid/file.bin")
 
     assert (folder / "file.bin").read_bytes() == server.content
+
+
+@pytest.fixture
+def certificate(tmp_path):
+    """A certificate of an authority that nobody knows, for this machine, with its key."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("there is no openssl to make a certificate")
+    path = tmp_path / "own.pem"
+    options = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=own -addext subjectAltName=IP:127.0.0.1"
+    subprocess.run(
+        [openssl, *options.split(), "-keyout", "key.pem", "-out", "cert.pem"],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+    )
+    path.write_bytes((tmp_path / "key.pem").read_bytes() + (tmp_path / "cert.pem").read_bytes())
+    return path
+
+
+def test_a_certificate_of_ones_own_is_trusted_if_it_is_named(server, folder, certificate, monkeypatch):
+    server.encrypt(certificate)
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE", raising=False)
+    monkeypatch.delenv("CURL_CA_BUNDLE", raising=False)
+
+    assert "the certificate is not trusted" in _refusal(server, folder).what
+    assert "REQUESTS_CA_BUNDLE" in _refusal(server, folder).what
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate.with_name("cert.pem")))
+    _fetch(server, folder)
+
+    assert (folder / "file.bin").read_bytes() == server.content
+
+
+def test_what_began_encrypted_does_not_go_on_in_the_open(server, folder, certificate, monkeypatch):
+    plain = shared.FileServer(server.content)
+    thread = threading.Thread(target=plain.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    server.encrypt(certificate)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate.with_name("cert.pem")))
+    server.script = [plain.url]
+
+    error = _refusal(server, folder)
+
+    assert error.what.endswith(f"it leads to {plain.url}, which is not encrypted")
+    plain.shutdown()
+    thread.join()
+    plain.server_close()
 
 
 @pytest.mark.parametrize(("act", "cause"), [("lost", "the server answered 404"), ("page", "a web page came")])
