@@ -330,6 +330,8 @@ def test_a_matrix_that_lies_in_another_file(outs):
 @pytest.mark.parametrize(
     ("name", "change", "cause"),
     [
+        ("matrix.mtx.gz", lambda text: text.replace("\n1 1 ", "\nnan 1 "), "are not whole numbers"),
+        ("matrix.mtx.gz", lambda text: text.replace("\n1 1 ", "\n1 inf "), "are not whole numbers"),
         ("matrix.mtx.gz", lambda text: "\n".join(text.split("\n")[:-3]), "it does not hold the"),
         ("matrix.mtx.gz", lambda text: text + "1 1 1\n", "it does not hold the"),
         ("matrix.mtx.gz", lambda text: "a,b\n" + text, "it is no Matrix Market file of coordinates"),
@@ -362,6 +364,16 @@ def test_a_damaged_folder_of_counts(outs, name, change, cause):
     assert name in _refusal(outs)
 
 
+def test_a_size_that_is_only_claimed_is_found_out(outs):
+    (outs / MATRIX).unlink()
+    folder = outs / "filtered_feature_bc_matrix"
+    shared.write_mtx(folder, shared.counts())
+    text = gzip.decompress((folder / "matrix.mtx.gz").read_bytes()).replace(b"\n4 22 ", b"\n4 999999999999 ")
+    (folder / "matrix.mtx.gz").write_bytes(gzip.compress(text))
+
+    assert _refusal(outs).endswith("barcodes.tsv.gz: it has 22 lines, but the matrix beside it 999999999999")
+
+
 def test_a_folder_of_counts_cut_short_or_incomplete(outs):
     (outs / MATRIX).unlink()
     folder = outs / "filtered_feature_bc_matrix"
@@ -383,6 +395,7 @@ def test_a_folder_of_counts_cut_short_or_incomplete(outs):
         ("{}", "it has no spot_diameter_fullres"),
         ('{"spot_diameter_fullres": "big"}', "its spot_diameter_fullres is 'big', expected a number above 0"),
         ('{"spot_diameter_fullres": NaN}', "its spot_diameter_fullres is nan, expected a number above 0"),
+        ('{"spot_diameter_fullres": 1' + "0" * 400 + "}", "expected a number above 0"),
         ('{"spot_diameter_fullres": 0}', "its spot_diameter_fullres is 0, expected a number above 0"),
     ],
 )

@@ -69,10 +69,11 @@ def read_tenx_mtx(folder: Path) -> FeatureMatrix:
         if entries.shape != (header.n_entries, 3) or file.read(1 << 16).strip():
             cause = f"it does not hold the {header.n_entries} lines of three numbers that it says"
             raise DatasetError(matrix, cause, _FIX)
-    places = entries[:, :2].astype(np.int64)
-    if (places != entries[:, :2]).any():
+    is_place = (np.abs(entries[:, :2]) < 2.0**53) & (entries[:, :2] == np.rint(entries[:, :2]))
+    if not is_place.all():
         cause = "its first two columns are not whole numbers"
         raise DatasetError(matrix, cause, _FIX)
+    places = entries[:, :2].astype(np.int64)
     try:
         # Matrix Market counts from 1.
         counts = Counts.from_entries(

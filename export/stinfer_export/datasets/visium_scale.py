@@ -26,6 +26,7 @@ _NOMINAL_DIAMETER_UM = (50.0, 80.0)
 _TOLERANCE = 0.02
 _LARGEST_RESIDUAL = 0.1
 _N_ROUNDS = 30
+_LARGEST_FACTOR = 1e9
 _FILE = "scalefactors_json.json"
 _FIX = "give the complete output of Space Ranger: positions and scale factors of one and the same section"
 
@@ -103,7 +104,7 @@ def scalefactors_from(path: Path, values: Mapping[str, Any]) -> ScaleFactors:
             found[name] = None
             continue
         is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-        if not is_number or not 0 < float(value) < np.inf:
+        if not is_number or not 0 < value < _LARGEST_FACTOR:
             raise DatasetError(path, f"its {name} is {value!r}, expected a number above 0", _FIX)
         found[name] = float(value)
     diameter = found["spot_diameter_fullres"]
