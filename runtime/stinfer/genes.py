@@ -126,13 +126,14 @@ def _bare_id(name: str) -> str:
 def _remarks(
     request: str | Sequence[str], found: dict[str, int], unknown: list[str], known: Sequence[str]
 ) -> Iterator[str]:
-    renamed = [
-        f"{name} as {known[position]}"
-        for name, position in found.items()
-        if name != known[position] and not _bare_id(name)
-    ]
+    others = {n: known[i] for n, i in found.items() if n != known[i] and not _bare_id(n)}
+    renamed = [f"{name} as {gene}" for name, gene in others.items() if name.upper() != gene.upper()]
     if renamed:
         yield f"{len(renamed)} genes are found under another name: {', '.join(renamed)}"
+    recased = [f"{name} as {gene}" for name, gene in others.items() if name.upper() == gene.upper()]
+    if recased:
+        more = ", …" if len(recased) > _N_SHOWN else ""
+        yield f"{len(recased)} genes are found in another case: {', '.join(recased[:_N_SHOWN])}{more}"
     if unknown:
         missing = []
         for name in unknown:

@@ -82,7 +82,7 @@ def test_a_prediction_has_the_ids_of_its_genes(packed):
     found = anndata.read_h5ad("p.h5ad")
 
     assert found.var["gene_ids"].to_dict() == {"ACTB": "ENSG00000000002", "KRT8-1": "ENSG00000000003"}
-    assert "1 genes are found under another name: actb as ACTB" in list(found.uns["stinfer"]["notices"])
+    assert "1 genes are found in another case: actb as ACTB" in list(found.uns["stinfer"]["notices"])
 
 
 def test_the_hash_of_ids_is_that_of_the_format(packed):

@@ -74,7 +74,15 @@ def _select(request, known=BANK, ids=None):
 def test_symbols_are_found_in_any_case_and_it_is_told():
     assert _select("Erbb2,mt-co1,GNAS") == (
         [0, 1, 6],
-        ["2 genes are found under another name: Erbb2 as ERBB2, mt-co1 as MT-CO1"],
+        ["2 genes are found in another case: Erbb2 as ERBB2, mt-co1 as MT-CO1"],
+    )
+
+
+def test_of_many_in_another_case_a_few_are_shown():
+    known = [f"G{i}" for i in range(7)]
+    assert _select([gene.lower() for gene in known], known) == (
+        list(range(7)),
+        ["7 genes are found in another case: g0 as G0, g1 as G1, g2 as G2, g3 as G3, g4 as G4, …"],
     )
 
 
