@@ -164,7 +164,7 @@ def test_c5_is_what_pandas_joins():
     assert set(order) == set(joined.index)
     joined = joined.loc[order]
     assert section.genes == tuple(counts.columns)
-    assert np.array_equal(section.counts, joined[list(counts.columns)].to_numpy())
+    assert np.array_equal(section.counts.to_dense(), joined[list(counts.columns)].to_numpy())
     assert np.array_equal(section.centers_l0, joined[["pixel_x", "pixel_y"]].to_numpy())
     assert np.array_equal(section.array, joined[["new_x", "new_y"]].to_numpy())
     assert section.mpp == pytest.approx(200 / np.mean(slopes), rel=1e-9)
