@@ -30,6 +30,7 @@ from stinfer_export.bank_fit import BankFit, Layout, fit_bank
 from stinfer_export.bank_plan import BankPlan, choose_view
 from stinfer_export.bank_writer import write_bank
 from stinfer_export.datasets.section import Section
+from stinfer_export.gene_ids import join_gene_ids
 from stinfer_export.joining import JoinedParts, gene_presence, join_parts
 from stinfer_export.registry import STAIN_TEXTURE
 from stinfer_export.section_encoding import encode_section
@@ -122,7 +123,8 @@ def build_bank(
         index = annoy_index.build_index(fit.embedding, fit.distance, fit.k)
     else:
         notices.add("annoy is not installed: the bank has no index, and search in it is exact")
-    bank = _bank(out, encoded, fit, plan, index)
+    gene_ids = join_gene_ids(encoded.joined.parts, encoded.joined.genes, notices)
+    bank = _bank(out, encoded, fit, plan, index, gene_ids)
     unique = dict(zip(bank.settings.models_sha256, encoded.models, strict=True))
     write_bank(
         bank,
@@ -264,6 +266,7 @@ def _bank(
     fit: BankFit,
     plan: BankPlan,
     index: annoy_index.AnnoyIndexBytes | None,
+    gene_ids: tuple[str, ...] | None,
 ) -> Bank:
     joined, members, view = encoded.joined, encoded.encoders.members, encoded.view
     parts, calibration = joined.parts, fit.calibration
@@ -321,4 +324,5 @@ def _bank(
         stain=encoded.stain,
         distance_quantiles=calibration.distance_quantiles,
         hashes={},
+        gene_ids=gene_ids,
     )

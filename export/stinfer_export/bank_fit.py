@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -70,7 +71,7 @@ class Layout:
         """Cut embeddings, (n, dim), into (n, n_windows, width) of each backbone."""
         windows = embedding.reshape(len(embedding), self.n_windows, sum(self.widths))
         edges = np.cumsum([0, *self.widths])
-        return [windows[:, :, first:last] for first, last in zip(edges[:-1], edges[1:], strict=True)]
+        return [windows[:, :, first:last] for first, last in pairwise(edges)]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from stinfer import h5ad
-from stinfer.bank import ANNOY, Bank, hash_parts, model_names
+from stinfer.bank import ANNOY, GENE_IDS, Bank, hash_parts, model_names
 from stinfer.contract import F64
 from stinfer.stain import Stain
 
@@ -60,7 +60,8 @@ def write_bank(
         h5ad.write_csr(file, "X", sparse.data, sparse.indices, sparse.indptr, (bank.n_refs, sparse.n_columns))
         texts = {"section": bank.sections, "patient": bank.patients}
         h5ad.write_table(file, "obs", bank.spots, bank.spot_columns, texts)
-        h5ad.write_table(file, "var", bank.genes, bank.gene_columns)
+        ids = {} if bank.gene_ids is None else {GENE_IDS: bank.gene_ids}
+        h5ad.write_table(file, "var", bank.genes, bank.gene_columns, texts=ids)
         h5ad.write_array(file["obsm"], "spatial", bank.spatial)
         h5ad.write_array(file["obsm"], "embedding", bank.embedding)
         h5ad.write_mapping(file["uns"], "stinfer", uns)

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from stinfer import __version__
-from stinfer.cli import FiniteRange, ProgressBar, encoding_options, set_up_logging, shows_errors, split_names
+from stinfer.cli import (
+    FiniteRange,
+    P,
+    ProgressBar,
+    R,
+    encoding_options,
+    set_up_logging,
+    shows_errors,
+    split_names,
+)
 
 if TYPE_CHECKING:
     from stinfer_export.bank_plan import Preset
+    from stinfer_export.datasets.section import Section
 
 _FILE = click.Path(path_type=Path)
 _MODELS = Path("models")
-_BANK = Path("reference_bank/her2st.h5")
+_BANKS = Path("reference_bank")
 _SIDE_UM = FiniteRange(min=1, max=10_000)
 
 
@@ -99,157 +110,264 @@ def bank_group() -> None:
     """Pack a reference data set into a bank."""
 
 
+_BANK_OPTIONS = (
+    click.option(
+        "--model",
+        "models",
+        type=_FILE,
+        multiple=True,
+        required=True,
+        help="ONNX file of a backbone; give it again for more, whose embeddings are put side by side.",
+    ),
+    click.option(
+        "--preset",
+        type=click.Choice(["fast", "best", "custom"]),
+        default="fast",
+        show_default=True,
+        help="fast: one pass over the tissue, with stain_texture beside networks; best: also at half the "
+        "scale; custom: the models given and nothing else.",
+    ),
+    click.option(
+        "--tta",
+        "orientations",
+        type=click.Choice(["1", "4", "8"]),
+        default="1",
+        show_default=True,
+        help="Orientations, flipped and turned, in which networks see the tissue; the time is multiplied.",
+    ),
+    click.option(
+        "--stain",
+        type=click.Choice(["none", "macenko"]),
+        default="none",
+        show_default=True,
+        help="macenko: bring every slide's stains to those of the references before it is encoded.",
+    ),
+    click.option(
+        "--pooling",
+        type=click.Choice(["map", "patch"]),
+        help="map: encode the tissue once and average cells in windows around a spot; patch: encode a patch "
+        "around each. [default: map where the backbone can]",
+    ),
+    click.option(
+        "--fov-um",
+        metavar="UM[,UM...]",
+        callback=_read_sides,
+        help="Fields of view: sides in µm of the windows around a spot that are embedded, ascending; one "
+        "with --pooling patch. [default: 110,220,440,880; patch: 154]",
+    ),
+    click.option(
+        "--window",
+        type=click.Choice(["square", "disc"]),
+        default="square",
+        show_default=True,
+        help="Shape of the windows; of a disc, --fov-um is the diameter.",
+    ),
+    click.option(
+        "--gene-join",
+        type=click.Choice(["union", "intersection"]),
+        default="union",
+        show_default=True,
+        help="Keep the genes of any section (0 where it does not list them) or of every section.",
+    ),
+    click.option(
+        "--max-outside",
+        type=FiniteRange(min=0, max=1),
+        default=0.25,
+        show_default=True,
+        help="Drop a spot if more than this part of its patch, or smallest window, is outside the image.",
+    ),
+    click.option(
+        "--metric",
+        type=click.Choice(["none", "standardize", "pca", "supervised"]),
+        help="supervised: learned from the references' expression; standardize: every component of the "
+        "embedding with the same spread; pca: 64 principal components of that, of every window. [default: "
+        "supervised; with one section pca, or standardize for stain_texture]",
+    ),
+    click.option(
+        "--distance",
+        type=click.Choice(["cosine", "euclidean"]),
+        help="Distance of embeddings. [default: euclidean with a supervised metric, else cosine]",
+    ),
+    click.option(
+        "--k",
+        type=click.IntRange(min=1),
+        help="Neighbors to average. [default: chosen with a supervised metric, else 100, or a fifth of few "
+        "references]",
+    ),
+    click.option(
+        "--weighting",
+        type=click.Choice(["uniform", "inverse", "softmax"]),
+        default="softmax",
+        show_default=True,
+        help="How near neighbors weigh more.",
+    ),
+    click.option(
+        "--without-model", is_flag=True, help="Leave the ONNX file out; it must then lie beside the bank."
+    ),
+    encoding_options,
+    click.option("--overwrite", is_flag=True, help="Replace the bank if it exists."),
+    click.option("--quiet", is_flag=True, help="Print errors and notices only."),
+)
+
+
+def _bank_options(out: Path) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Add the flags that say how a bank is made, the same for all data sets; `out` is where it goes."""
+
+    def add(command: Callable[P, R]) -> Callable[P, R]:
+        for option in reversed(_BANK_OPTIONS):
+            command = option(command)
+        return click.option(
+            "--out",
+            type=_FILE,
+            default=out,
+            show_default=True,
+            help="Bank to write; the folder of the default is made.",
+        )(command)
+
+    return add
+
+
+def _pack(
+    sections: Iterable[Section],
+    platform: dict[str, Any],
+    *,
+    models: tuple[Path, ...],
+    out: Path,
+    preset: Preset,
+    orientations: str,
+    without_model: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Build a bank of sections and say what it holds; `platform` is name, pitch and diameter of spots."""
+    from stinfer.files import make_folder
+    from stinfer_export.bank_builder import build_bank
+    from stinfer_export.bank_plan import BankPlan, with_preset
+
+    running = {name: options.pop(name) for name in ("device", "threads", "batch_size", "overwrite")}
+    plan = BankPlan(**platform, include_model=not without_model, orientations=int(orientations), **options)
+    if out.parent == _BANKS:
+        make_folder(out.parent)
+    summary = build_bank(
+        sections, with_preset(plan, preset), models, out, progress=ProgressBar(quiet=quiet), **running
+    )
+    if not quiet:
+        click.echo(f"{summary.path}: {summary.n_refs} references x {summary.n_genes} genes")
+
+
 @bank_group.command(
     name="her2st", epilog="Example: stinfer-export bank her2st data --model models/resnet18.a1_in1k.onnx"
 )
 @click.argument("folder", metavar="DIR", type=_FILE)
 @click.option(
-    "--model",
-    "models",
+    "--sections", callback=_read_names, help="Sections to pack, separated by commas. [default: all]"
+)
+@_bank_options(_BANKS / "her2st.h5")
+@shows_errors
+def bank_her2st(folder: Path, sections: list[str] | None, **options: Any) -> None:
+    """Pack the her2st data set in DIR: the folder of ST-imgs, ST-cnts and ST-spotfiles."""
+    set_up_logging(quiet=options["quiet"])
+    from stinfer_export.datasets import her2st as dataset
+
+    platform = {
+        "dataset": dataset.NAME,
+        "pitch_um": dataset.PITCH_UM,
+        "spot_diameter_um": dataset.SPOT_DIAMETER_UM,
+    }
+    _pack(dataset.iter_sections(folder, sections), platform, **options)
+
+
+@bank_group.command(
+    name="visium",
+    epilog="Example: stinfer-export bank visium outs --image slide.tif --model models/stain_texture.onnx",
+)
+@click.argument("outs", metavar="OUTS", type=_FILE, nargs=-1, required=True)
+@click.option(
+    "--image",
+    "images",
     type=_FILE,
     multiple=True,
     required=True,
-    help="ONNX file of a backbone; give it again for more, whose embeddings are put side by side.",
+    help="The full-resolution image that Space Ranger was given; once for each of OUTS, in their order.",
 )
-@click.option(
-    "--preset",
-    type=click.Choice(["fast", "best", "custom"]),
-    default="fast",
-    show_default=True,
-    help="fast: one pass over the tissue, with stain_texture beside networks; best: also at half the scale; "
-    "custom: the models given and nothing else.",
-)
-@click.option(
-    "--tta",
-    "orientations",
-    type=click.Choice(["1", "4", "8"]),
-    default="1",
-    show_default=True,
-    help="Orientations, flipped and turned, in which networks see the tissue; the time is multiplied.",
-)
-@click.option(
-    "--stain",
-    type=click.Choice(["none", "macenko"]),
-    default="none",
-    show_default=True,
-    help="macenko: bring every slide's stains to those of the references before it is encoded.",
-)
-@click.option(
-    "--sections", callback=_read_names, help="Sections to pack, separated by commas. [default: all]"
-)
-@click.option(
-    "--pooling",
-    type=click.Choice(["map", "patch"]),
-    help="map: encode the tissue once and average cells in windows around a spot; patch: encode a patch "
-    "around each. [default: map where the backbone can]",
-)
-@click.option(
-    "--fov-um",
-    metavar="UM[,UM...]",
-    callback=_read_sides,
-    help="Fields of view: sides in µm of the windows around a spot that are embedded, ascending; one with "
-    "--pooling patch. [default: 110,220,440,880; patch: 154]",
-)
-@click.option(
-    "--window",
-    type=click.Choice(["square", "disc"]),
-    default="square",
-    show_default=True,
-    help="Shape of the windows; of a disc, --fov-um is the diameter.",
-)
-@click.option(
-    "--gene-join",
-    type=click.Choice(["union", "intersection"]),
-    default="union",
-    show_default=True,
-    help="Keep the genes of any section (0 where it does not list them) or of every section.",
-)
-@click.option(
-    "--max-outside",
-    type=FiniteRange(min=0, max=1),
-    default=0.25,
-    show_default=True,
-    help="Drop a spot if more than this part of its patch, or smallest window, is outside the image.",
-)
-@click.option(
-    "--metric",
-    type=click.Choice(["none", "standardize", "pca", "supervised"]),
-    help="supervised: learned from the references' expression; standardize: every component of the embedding "
-    "with the same spread; pca: 64 principal components of that, of every window. [default: supervised; "
-    "with one section pca, or standardize for stain_texture]",
-)
-@click.option(
-    "--distance",
-    type=click.Choice(["cosine", "euclidean"]),
-    help="Distance of embeddings. [default: euclidean with a supervised metric, else cosine]",
-)
-@click.option(
-    "--k",
-    type=click.IntRange(min=1),
-    help="Neighbors to average. [default: chosen with a supervised metric, else 100, or a fifth of few "
-    "references]",
-)
-@click.option(
-    "--weighting",
-    type=click.Choice(["uniform", "inverse", "softmax"]),
-    default="softmax",
-    show_default=True,
-    help="How near neighbors weigh more.",
-)
-@click.option(
-    "--without-model", is_flag=True, help="Leave the ONNX file out; it must then lie beside the bank."
-)
-@click.option(
-    "--out",
-    type=_FILE,
-    default=_BANK,
-    show_default=True,
-    help="Bank to write; the folder of the default is made.",
-)
-@encoding_options
-@click.option("--overwrite", is_flag=True, help="Replace the bank if it exists.")
-@click.option("--quiet", is_flag=True, help="Print errors and notices only.")
+@_bank_options(_BANKS / "visium.h5")
 @shows_errors
-def bank_her2st(
-    folder: Path,
-    models: tuple[Path, ...],
-    sections: list[str] | None,
-    out: Path,
-    preset: Preset,
-    orientations: str,
-    *,
-    without_model: bool,
-    quiet: bool,
-    **options: Any,
-) -> None:
-    """Pack the her2st data set in DIR: the folder of ST-imgs, ST-cnts and ST-spotfiles."""
-    set_up_logging(quiet=quiet)
-    from stinfer.files import make_folder
-    from stinfer_export.bank_builder import build_bank
-    from stinfer_export.bank_plan import BankPlan, with_preset
-    from stinfer_export.datasets import her2st as dataset
+def bank_visium(outs: tuple[Path, ...], images: tuple[Path, ...], **options: Any) -> None:
+    """Pack OUTS, the folders `outs` of Space Ranger, a section each; of Visium HD, its square_008um.
 
-    running = {name: options.pop(name) for name in ("device", "threads", "batch_size", "overwrite")}
-    plan = BankPlan(
-        dataset=dataset.NAME,
-        pitch_um=dataset.PITCH_UM,
-        spot_diameter_um=dataset.SPOT_DIAMETER_UM,
-        include_model=not without_model,
-        orientations=int(orientations),
-        **options,
-    )
-    if out == _BANK:
-        make_folder(out.parent)
-    summary = build_bank(
-        dataset.iter_sections(folder, sections),
-        with_preset(plan, preset),
-        models,
-        out,
-        progress=ProgressBar(quiet=quiet),
-        **running,
-    )
-    if not quiet:
-        click.echo(f"{summary.path}: {summary.n_refs} references x {summary.n_genes} genes")
+    The scale is fitted on the lattice of spots. Where there is no full-resolution image, Space Ranger's own
+    pictures do, at a loss.
+    """
+    set_up_logging(quiet=options["quiet"])
+    from stinfer_export.datasets import visium as dataset
+
+    scale = dataset.read_platform(outs)
+    platform = {
+        "dataset": dataset.NAME,
+        "pitch_um": scale.pitch_um,
+        "spot_diameter_um": scale.spot_diameter_um,
+    }
+    _pack(dataset.iter_sections(outs, images), platform, **options)
+
+
+@bank_group.command(
+    name="anndata",
+    epilog="Example: stinfer-export bank anndata C5.h5ad --image C5.tif --model models/stain_texture.onnx",
+)
+@click.argument("file", metavar="FILE", type=_FILE)
+@click.option("--image", type=_FILE, required=True, help="The full-resolution image of the section.")
+@_bank_options(_BANKS / "anndata.h5")
+@shows_errors
+def bank_anndata(file: Path, image: Path, **options: Any) -> None:
+    """Pack FILE, a Visium section as AnnData (.h5ad) with raw counts in X, layers["counts"] or raw.
+
+    It must have obsm["spatial"], uns["spatial"] and the array_row and array_col of scanpy.read_visium.
+    """
+    set_up_logging(quiet=options["quiet"])
+    from stinfer_export.datasets import anndata_file as dataset
+
+    section = dataset.AnnDataSection(file)
+    platform = {
+        "dataset": dataset.NAME,
+        "pitch_um": section.scale.pitch_um,
+        "spot_diameter_um": section.scale.spot_diameter_um,
+    }
+    _pack([section.read_section(image)], platform, **options)
+
+
+@main.group(name="fetch", epilog="Example: stinfer-export fetch weights resnet18")
+def fetch_group() -> None:
+    """Fetch public files, where there is a network. Nothing else of stInfer does, unless told.
+
+    Proxies and certificates are those of the environment: HTTPS_PROXY, NO_PROXY, REQUESTS_CA_BUNDLE.
+    """
+
+
+@fetch_group.command(name="weights", epilog="Example: stinfer-export fetch weights all")
+@click.argument("name", metavar="NAME")
+@shows_errors
+def fetch_weights(name: str) -> None:
+    """Fetch the weights of backbone NAME into models/checkpoints, and check them.
+
+    NAME is vgg16, densenet121, resnet18, resnet50, resnext50d_32x4d or all. A broken download goes on where
+    it broke off.
+    """
+    set_up_logging(quiet=False)
+    from stinfer_export import fetch
+
+    for line in fetch.fetch_weights(name, progress=ProgressBar(quiet=False, label="fetching")):
+        click.echo(line)
+
+
+@fetch_group.command(name="her2st", epilog="Example: stinfer-export fetch her2st")
+@shows_errors
+def fetch_her2st() -> None:
+    """Fetch the her2st data set into reference_bank/data/her2st, where `make export` finds it."""
+    set_up_logging(quiet=False)
+    from stinfer_export import fetch
+
+    for line in fetch.fetch_her2st(progress=ProgressBar(quiet=False, label="fetching")):
+        click.echo(line)
 
 
 @main.command(name="demo-data", epilog="Example: stinfer-export demo-data demo/data")

@@ -11,6 +11,8 @@ A branch of the tree of `stinfer.errors`; each class is also a builtin::
         │   ├── CheckpointUnreadableError  (ValueError)    no plain table of weights
         │   └── CheckpointMismatchError    (ValueError)    the weights of another network
         ├── DownloadError                  (OSError)       timm could not fetch the weights
+        ├── FetchError                     (OSError)       a public file could not be fetched
+        ├── ArchiveError                   (OSError)       what was fetched cannot be unpacked
         ├── ParityError                    (ArithmeticError)  ONNX Runtime computes something else
         └── DatasetError                   (ValueError)    measured sections that cannot be read
 """
@@ -114,6 +116,33 @@ class DownloadError(ExportError, OSError):
             f"the weights of {name} could not be downloaded: {cause}",
             "download the file where there is a network and give it with --checkpoint FILE",
         )
+
+
+class FetchError(ExportError, OSError):
+    """A public file could not be fetched, or is not what was published.
+
+    Parameters
+    ----------
+    url : its address
+    target : where it was to be written
+    hash_prefix : first digits of its SHA-256, where they are known
+    cause : what went wrong
+    """
+
+    def __init__(self, url: str, target: Path, hash_prefix: str, cause: str) -> None:
+        known = f"; its SHA-256 begins with {hash_prefix}" if hash_prefix else ""
+        super().__init__(
+            f"{url} could not be fetched: {cause}",
+            f"try again, it goes on where it broke off; or fetch that file where there is a network, and put "
+            f"it here as {target}{known}",
+        )
+
+
+class ArchiveError(ExportError, OSError):
+    """An archive is damaged, or holds what no archive should."""
+
+    def __init__(self, path: Path, cause: str) -> None:
+        super().__init__(f"archive {path}: {cause}", "delete it and fetch it again from its source")
 
 
 class ParityError(ExportError, ArithmeticError):

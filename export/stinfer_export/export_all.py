@@ -113,12 +113,15 @@ def export_all(her2st_dir: Path | None, model: str | None, progress: Progress | 
     for spec in PAPER_BACKBONES.values():
         if spec.name not in checkpoints:
             target = CHECKPOINTS / f"{spec.name}.safetensors"
-            yield f"no weights for {spec.name}: save {spec.sources[0]} as {target}"
+            yield (
+                f"no weights for {spec.name}: run stinfer-export fetch weights {spec.architecture}, or save "
+                f"{spec.sources[0]} as {target}"
+            )
     if folder is None:
         yield (
-            f"no bank: the her2st data set was not found. Get {HER2ST_URL}, unpack its images and "
-            "counts, and run: make export HER2ST=<its data folder>; or put that folder at "
-            f"{HER2ST}"
+            "no bank: the her2st data set was not found. Run stinfer-export fetch her2st; or get "
+            f"{HER2ST_URL}, unpack its images and counts, and run: make export HER2ST=<its data folder>; or "
+            f"put that folder at {HER2ST}"
         )
         return
     plan = with_preset(BankPlan(her2st.NAME, her2st.PITCH_UM, her2st.SPOT_DIAMETER_UM), "fast")

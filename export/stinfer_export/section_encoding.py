@@ -21,7 +21,8 @@ from stinfer.stain import Stain
 from stinfer.stained_slide import in_stain_of
 from stinfer.tissue import TissueMask, find_tissue
 from stinfer_export.bank_plan import BankPlan
-from stinfer_export.datasets.section import Section
+from stinfer_export.datasets.counts import Counts
+from stinfer_export.datasets.section import COARSEST_MPP_UM, Section
 from stinfer_export.errors import DatasetError
 
 
@@ -35,6 +36,7 @@ class Part:
     centers_l0: F64
     array: F64
     genes: tuple[str, ...]
+    gene_ids: tuple[str, ...] | None
     expression: Sparse
     totals: F64
     embeddings: F32
@@ -63,11 +65,13 @@ def encode_section(
     notices : told what is dropped
     progress : called with what is done, how much there is, and of what
     """
-    with open_slide(section.image_path, section.mpp) as slide:
+    for text in section.notices:
+        notices.add(f"section {section.name}: {text}")
+    with open_slide(section.image_path, section.mpp, mpp_max_um=COARSEST_MPP_UM) as slide:
         _refuse_misplaced(section, extent_l0(plan.pitch_um, slide.mpp), slide.size_l0)
         extent = extent_l0(view.sides_um[0], slide.mpp)
         outside = outside_fraction(section.centers_l0, extent, slide.size_l0)
-        totals = section.counts.sum(axis=1).astype(np.float64)
+        totals = section.counts.totals()
         lost = outside > plan.max_outside
         if view.pooling == "map":
             # A window without a cell has no mean; a patch beyond the image is white.
@@ -94,7 +98,8 @@ def encode_section(
         centers_l0=centers,
         array=section.array[kept],
         genes=section.genes,
-        expression=_to_sparse(log1p_cp10k(section.counts[kept], totals[kept])),
+        gene_ids=section.gene_ids,
+        expression=_normalized(section.counts.take_spots(kept), totals[kept]),
         totals=totals[kept],
         embeddings=embeddings,
         source={"image": section.image_path.name, "mpp_um": section.mpp, "n_spots": len(kept)},
@@ -136,7 +141,7 @@ def _refuse_misplaced(section: Section, pitch_l0: tuple[float, float], size_l0: 
             f"section {section.name}: {n_outside} of {len(outside)} spots lie outside its image of "
             f"{size_l0[0]}x{size_l0[1]} px, spot {section.spots[worst]} by {outside[worst]:.0f} px"
         )
-        raise DatasetError(section.image_path, cause, "check that image and selection file belong together")
+        raise DatasetError(section.image_path, cause, "check that image and spots belong together")
 
 
 def _notice_drops(
@@ -167,7 +172,6 @@ def _notice_drops(
         )
 
 
-def _to_sparse(dense: F32) -> Sparse:
-    rows, columns = np.nonzero(dense)
-    indptr = np.searchsorted(rows, np.arange(len(dense) + 1)).astype(np.int64)
-    return Sparse(dense[rows, columns], columns.astype(np.int32), indptr, dense.shape[1])
+def _normalized(counts: Counts, totals: F64) -> Sparse:
+    values = log1p_cp10k(counts.values, totals[counts.rows])
+    return Sparse(values, counts.columns.astype(np.int32), counts.starts, counts.n_genes)

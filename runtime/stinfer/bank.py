@@ -43,8 +43,10 @@ DAMAGE = (
     OverflowError,
     MemoryError,
 )
-# The last versions that had one model, and whose distances were those of the metric.
+# The last version that had one model.
 _ONE_MODEL = 2
+# The one column of `var` that is text; scanpy calls it so too.
+GENE_IDS = "gene_ids"
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Bank:
     stain : that slides are brought to before they are encoded; None where they are left as they are
     distance_quantiles : (m,), quantiles 0 to 1 of the references' own held-out neighbor distance
     hashes : SHA-256 of each part
+    gene_ids : n_genes Ensembl IDs, empty where one is not known; None where the bank has none
     """
 
     path: Path
@@ -87,6 +90,7 @@ class Bank:
     stain: Stain | None
     distance_quantiles: F32
     hashes: dict[str, str]
+    gene_ids: tuple[str, ...] | None = None
 
     @classmethod
     def open(cls, path: str | Path) -> Bank:
@@ -184,9 +188,12 @@ def hash_parts(bank: Bank, version: int = BANK_FORMAT_VERSION) -> dict[str, str]
     texts = [list(bank.spots), list(bank.sections), list(bank.patients)]
     sparse = bank.expression
     projections = [projection for projection in bank.projections if projection is not None]
+    gene_columns = _hash_columns(bank.gene_columns)
+    if bank.gene_ids is not None:
+        gene_columns[GENE_IDS] = hash_json(list(bank.gene_ids))
     parts = {
         "settings": hash_json(bank.settings.to_mapping(version)),
-        "genes": hash_json([list(bank.genes), _hash_columns(bank.gene_columns)]),
+        "genes": hash_json([list(bank.genes), gene_columns]),
         "spots": hash_json([texts, _hash_columns(bank.spot_columns), hash_arrays(bank.spatial)]),
         "expression": hash_arrays(sparse.data, sparse.indices, sparse.indptr),
         "embedding": hash_arrays(bank.embedding),
@@ -259,7 +266,9 @@ def _read(path: Path, file: h5py.File, version: int) -> Bank:
         path=path,
         settings=settings,
         genes=tuple(h5ad.read_strings(var, "_index")),
-        gene_columns={name: h5ad.read_array(var, name) for name in var.attrs["column-order"]},
+        gene_columns={
+            name: h5ad.read_array(var, name) for name in var.attrs["column-order"] if name != GENE_IDS
+        },
         spots=tuple(h5ad.read_strings(obs, "_index")),
         sections=tuple(h5ad.read_categories(obs, "section")),
         patients=tuple(h5ad.read_categories(obs, "patient")),
@@ -274,6 +283,7 @@ def _read(path: Path, file: h5py.File, version: int) -> Bank:
         stain=stain,
         distance_quantiles=h5ad.read_array(uns, "distance_quantiles"),
         hashes={key: str(value) for key, value in h5ad.read_scalars(uns["hashes"]).items()},
+        gene_ids=tuple(h5ad.read_strings(var, GENE_IDS)) if GENE_IDS in var.attrs["column-order"] else None,
     )
     for part, found in hash_parts(bank, version).items():
         _compare(path, part, bank.hashes.get(part, "none"), found)
@@ -306,6 +316,7 @@ def _check_shapes(bank: Bank) -> None:
         "its gene columns do not fit its genes": all(
             c.shape == (n_genes,) for c in bank.gene_columns.values()
         ),
+        "its gene IDs do not fit its genes": bank.gene_ids is None or len(bank.gene_ids) == n_genes,
         "its metric does not fit its embeddings": _fits(bank.metric, bank.embedding),
         "its projections are no matrices": all(p is None or p.ndim == 2 for p in bank.projections),
         "its stain is none": _stain_fits(bank.stain),

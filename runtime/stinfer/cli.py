@@ -106,12 +106,14 @@ class ProgressBar:
     Parameters
     ----------
     quiet : show nothing
+    label : what is being done
     """
 
     _open: ClassVar[WeakSet[ProgressBar]] = WeakSet()
 
-    def __init__(self, *, quiet: bool) -> None:
+    def __init__(self, *, quiet: bool, label: str = "encoding") -> None:
         self._quiet = quiet
+        self._label = label
         self._bar: Any = None
         self._open.add(self)
 
@@ -125,7 +127,7 @@ class ProgressBar:
         if self._bar is None:
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, unit=f" {unit}", desc="encoding", file=sys.stderr)
+            self._bar = tqdm(total=total, unit=f" {unit}", desc=self._label, file=sys.stderr)
         self._bar.update(done - self._bar.n)
         if done == total:
             self._close()
@@ -205,7 +207,8 @@ def encoding_options(command: Callable[P, R]) -> Callable[P, R]:
     "--genes",
     default="all",
     show_default=True,
-    help="Genes to predict: names separated by commas, a file with one name a line, or all.",
+    help="Genes to predict: symbols or Ensembl IDs separated by commas, a file with one a line, "
+    "markers:breast, or all.",
 )
 @click.option("--csv", type=_FILE, help="Also write spots x genes, with coordinates, as a CSV file.")
 @click.option(
@@ -338,14 +341,37 @@ def bank_group() -> None:
 @bank_group.command(epilog="Example: stinfer bank info her2st.h5")
 @click.argument("bank", type=_FILE)
 @click.option("--genes", is_flag=True, help="List the genes instead, one a line.")
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON instead, for other programs.")
 @shows_errors
-def info(bank: Path, *, genes: bool) -> None:
+def info(bank: Path, *, genes: bool, as_json: bool) -> None:
     """Print what BANK holds: references, genes, scale, backbone, settings and hashes."""
+    if genes and as_json:
+        msg = "--genes and --json exclude each other."
+        raise click.UsageError(msg)
+    import json
+
     from stinfer.bank import Bank
+    from stinfer.compare_banks import summarize_bank
     from stinfer.inspect_bank import describe_bank
 
     opened = Bank.open(bank)
-    click.echo("\n".join(opened.genes) if genes else describe_bank(opened))
+    if as_json:
+        click.echo(json.dumps(summarize_bank(opened), indent=2, ensure_ascii=False, allow_nan=False))
+    else:
+        click.echo("\n".join(opened.genes) if genes else describe_bank(opened))
+
+
+@bank_group.command(epilog="Example: stinfer bank diff old.h5 her2st.h5")
+@click.argument("first", metavar="A", type=_FILE)
+@click.argument("second", metavar="B", type=_FILE)
+@shows_errors
+def diff(first: Path, second: Path) -> None:
+    """Print how banks A and B differ: settings, sections, genes, and part by part."""
+    from stinfer.bank import Bank
+    from stinfer.compare_banks import diff_banks
+
+    for line in diff_banks(Bank.open(first), Bank.open(second)):
+        click.echo(line)
 
 
 @bank_group.command(epilog="Example: stinfer bank verify her2st.h5")

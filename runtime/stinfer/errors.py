@@ -300,9 +300,24 @@ class MapTooSmallError(MapError, ValueError):
 
 
 class GeneUnknownError(StInferError, KeyError):
-    """A gene is not in the bank."""
+    """A gene is not in the bank.
 
-    def __init__(self, genes: Sequence[str], nearest: Sequence[Sequence[str]], n_genes: int) -> None:
+    Parameters
+    ----------
+    genes : names that are not
+    nearest : of the first five, the genes of the bank that are called most alike
+    n_genes : of the bank
+    has_ids : the bank has Ensembl IDs, or none was asked for
+    """
+
+    def __init__(
+        self,
+        genes: Sequence[str],
+        nearest: Sequence[Sequence[str]],
+        n_genes: int,
+        *,
+        has_ids: bool = True,
+    ) -> None:
         shown = [
             f"{gene} (nearest: {', '.join(near)})" if near else gene
             for gene, near in zip(genes[:5], nearest, strict=False)
@@ -310,7 +325,8 @@ class GeneUnknownError(StInferError, KeyError):
         more = f", and {len(genes) - 5} more" if len(genes) > 5 else ""
         verb = "gene is" if len(genes) == 1 else "genes are"
         super().__init__(
-            f"{len(genes)} {verb} not among the {n_genes} of the bank: {', '.join(shown)}{more}",
+            f"{len(genes)} {verb} not among the {n_genes} of the bank: {', '.join(shown)}{more}"
+            + ("" if has_ids else "; the bank knows no Ensembl IDs"),
             "correct or leave out these names; stinfer bank info BANK --genes lists what it holds",
         )
 

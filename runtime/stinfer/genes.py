@@ -1,9 +1,10 @@
-"""Which genes to predict: names, a file of names, or all."""
+"""Which genes to predict: names, a file of names, a marker panel, or all."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,19 +12,35 @@ import numpy as np
 from stinfer.contract import I64
 from stinfer.errors import GeneUnknownError, SettingError
 from stinfer.files import is_file
+from stinfer.gene_names import other_names
+from stinfer.marker_panels import PREFIX, panel_path
+from stinfer.record import Notices
 
 ALL = "all"
 _N_NEAREST = 3
+_N_SHOWN = 5
+_ENSEMBL_ID = re.compile(r"(ENS[A-Z]*G\d{11})(?:\.\d+)?", re.IGNORECASE)
 
 
-def select_genes(request: str | Sequence[str], known: Sequence[str]) -> I64:
+def select_genes(
+    request: str | Sequence[str],
+    known: Sequence[str],
+    gene_ids: Sequence[str] | None = None,
+    notices: Notices | None = None,
+) -> I64:
     """Find the genes asked for.
+
+    A name is a symbol in any case, an Ensembl ID with or without its version, or a symbol that the gene had
+    before it was renamed, or has now.
 
     Parameters
     ----------
-    request : ``all``; names, as a list or separated by commas; or the path of a text file with one
-        name a line (empty lines and what follows a ``#`` are passed over)
+    request : ``all``; names, as a list or separated by commas; ``markers:NAME``, a panel that comes with the
+        program; or the path of a text file with one name a line (empty lines, and what follows a tab or a
+        ``#``, are passed over)
     known : the bank's genes
+    gene_ids : their Ensembl IDs, where the bank has them
+    notices : told what was found under another name, and what of a panel the bank does not have
 
     Returns
     -------
@@ -32,9 +49,9 @@ def select_genes(request: str | Sequence[str], known: Sequence[str]) -> I64:
     Raises
     ------
     GeneUnknownError
-        A name is not in the bank; it says which are near.
+        A name is not in the bank, or nothing of a panel; it says which are near.
     SettingError
-        No gene is named, or the file cannot be read.
+        No gene is named, there is no such panel, or the file cannot be read.
     """
     if request == ALL:
         return np.arange(len(known), dtype=np.int64)
@@ -42,11 +59,20 @@ def select_genes(request: str | Sequence[str], known: Sequence[str]) -> I64:
     if not names:
         what = "--genes names no gene"
         raise SettingError(what, "name genes separated by commas, give a file with one name a line, or: all")
-    position = {gene: i for i, gene in enumerate(known)}
-    unknown = [name for name in dict.fromkeys(names) if name not in position]
-    if unknown:
-        raise GeneUnknownError(unknown, [nearest_genes(name, known) for name in unknown[:5]], len(known))
-    return np.asarray(sorted({position[name] for name in names}), dtype=np.int64)
+    names = list(dict.fromkeys(names))
+    find = _Finder(known, gene_ids)
+    found = {name: position for name in names if (position := find(name)) is not None}
+    unknown = [name for name in names if name not in found]
+    is_panel = isinstance(request, str) and request.startswith(PREFIX)
+    if unknown and not (is_panel and found):
+        nearest = [nearest_genes(name, known) for name in unknown[:_N_SHOWN]]
+        raise GeneUnknownError(
+            unknown, nearest, len(known), has_ids=bool(gene_ids) or not any(map(_bare_id, unknown))
+        )
+    if notices is not None:
+        for text in _remarks(request, found, unknown, known):
+            notices.add(text)
+    return np.asarray(sorted(set(found.values())), dtype=np.int64)
 
 
 def nearest_genes(name: str, known: Sequence[str]) -> list[str]:
@@ -58,18 +84,84 @@ def nearest_genes(name: str, known: Sequence[str]) -> list[str]:
     return [by_upper[upper] for upper in near]
 
 
+class _Finder:
+    """Finds a gene by any of its names.
+
+    Parameters
+    ----------
+    known : the bank's genes
+    gene_ids : their Ensembl IDs, where it has them
+    """
+
+    def __init__(self, known: Sequence[str], gene_ids: Sequence[str] | None) -> None:
+        self._exact = {gene: i for i, gene in enumerate(known)}
+        self._any_case: dict[str, int | None] = {}
+        for i, gene in enumerate(known):
+            # Of two that differ in case alone neither is meant by a third way to write them.
+            self._any_case[gene.upper()] = None if gene.upper() in self._any_case else i
+        self._by_id: dict[str, int] = {}
+        for i, gene_id in enumerate(gene_ids or ()):
+            self._by_id.setdefault(_bare_id(gene_id), i)
+
+    def __call__(self, name: str) -> int | None:
+        """Return the gene's position; None where it is not known."""
+        if name in self._exact:
+            return self._exact[name]
+        gene_id = _bare_id(name)
+        if gene_id:
+            return self._by_id.get(gene_id)
+        for candidate in (name, *other_names(name)):
+            position = self._any_case.get(candidate.upper())
+            if position is not None:
+                return position
+        return None
+
+
+def _bare_id(name: str) -> str:
+    """Return an Ensembl ID in capitals, without its version; empty where it is none."""
+    match = _ENSEMBL_ID.fullmatch(name)
+    return match[1].upper() if match else ""
+
+
+def _remarks(
+    request: str | Sequence[str], found: dict[str, int], unknown: list[str], known: Sequence[str]
+) -> Iterator[str]:
+    others = {n: known[i] for n, i in found.items() if n != known[i] and not _bare_id(n)}
+    renamed = [f"{name} as {gene}" for name, gene in others.items() if name.upper() != gene.upper()]
+    if renamed:
+        yield f"{len(renamed)} genes are found under another name: {', '.join(renamed)}"
+    recased = [f"{name} as {gene}" for name, gene in others.items() if name.upper() == gene.upper()]
+    if recased:
+        more = ", …" if len(recased) > _N_SHOWN else ""
+        yield f"{len(recased)} genes are found in another case: {', '.join(recased[:_N_SHOWN])}{more}"
+    if unknown:
+        missing = []
+        for name in unknown:
+            near = nearest_genes(name, known)
+            missing.append(f"{name} (nearest: {', '.join(near)})" if near else name)
+        yield (
+            f"{len(unknown)} of the {len(found) + len(unknown)} genes of {request} are not in the bank: "
+            + (", ".join(missing))
+        )
+
+
 def _names(request: str) -> list[str]:
+    if request.startswith(PREFIX):
+        return _read_list(panel_path(request.removeprefix(PREFIX)))
     path = Path(request)
     if path.suffix in (".txt", ".csv", ".tsv") and not is_file(path):
         what = f"gene list {path} does not exist"
         raise SettingError(what, "check the path, or name genes separated by commas")
     if "," not in request and is_file(path):
-        try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            what = f"gene list {path} cannot be read as text ({error})"
-            raise SettingError(what, "give a text file with one gene a line") from error
-        names = [line.split("#", 1)[0].strip() for line in lines]
-    else:
-        names = [name.strip() for name in request.split(",")]
+        return _read_list(path)
+    return [name for name in (name.strip() for name in request.split(",")) if name]
+
+
+def _read_list(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        what = f"gene list {path} cannot be read as text ({error})"
+        raise SettingError(what, "give a text file with one gene a line") from error
+    names = [line.split("#", 1)[0].strip().split("\t", 1)[0].strip() for line in lines]
     return [name for name in names if name]

@@ -192,16 +192,19 @@ def write_table(
     index: Sequence[str],
     columns: Mapping[str, AnyArray],
     categories: Mapping[str, Sequence[str]] | None = None,
+    texts: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
-    """Write `obs` or `var`: an index of unique texts, numeric columns and categorical ones."""
+    """Write `obs` or `var`: an index of unique texts, columns of numbers, categories and other texts."""
     group = file.create_group(name)
     _mark(group, "dataframe", "0.2.0")
     group.attrs["_index"] = "_index"
-    order = [*(categories or {}), *columns]
+    order = [*(categories or {}), *(texts or {}), *columns]
     group.attrs.create("column-order", np.asarray(order, dtype=object), dtype=h5py.string_dtype())
     write_strings(group, "_index", index)
-    for key, texts in (categories or {}).items():
-        write_categories(group, key, texts)
+    for key, repeating in (categories or {}).items():
+        write_categories(group, key, repeating)
+    for key, other in (texts or {}).items():
+        write_strings(group, key, other)
     for key, values in columns.items():
         write_array(group, key, values)
 

@@ -147,7 +147,7 @@ def predict_slide(
     mpp : µm per level-0 pixel, where the slide does not say or is wrong
     spots : file of places; see `stinfer.spots.read_spots`
     pitch_um : distance of grid points, by default that of the bank's spots; not with `spots`
-    genes : ``all``, names, or a file of names
+    genes : ``all``, names, a file of names, or a marker panel; see `stinfer.genes.select_genes`
     csv : table of spots x genes to write too
     png : genes to draw, as ``<out>.<gene>.png``
     ome_tiff : image of the grid to write too, a channel per gene; not with `spots`
@@ -186,8 +186,10 @@ def predict_slide(
     )
     opened_bank = opened.bank
     settings = opened_bank.settings
-    chosen = select_genes(genes, opened_bank.genes)
-    drawn = [int(select_genes([gene], opened_bank.genes)[0]) for gene in png]
+    notices = Notices()
+    ids = opened_bank.gene_ids
+    chosen = select_genes(genes, opened_bank.genes, ids, notices)
+    drawn = [int(select_genes([gene], opened_bank.genes, ids)[0]) for gene in png]
     png_paths = tuple(_picture_path(out, opened_bank.genes[position]) for position in drawn)
     if ome_path is not None:
         _check_ome_tiff(len(chosen), spots)
@@ -206,7 +208,6 @@ def predict_slide(
         raise SettingError(what, f"leave it out to use the bank's {settings.k}")
     weighting = settings.weighting if weighting is None else weighting
     check_choice("weighting", weighting, get_args(Weighting))
-    notices = Notices()
     with contextlib.ExitStack() as stack:
         stack.enter_context(locked(outputs))
         # Another run may have ended since.
@@ -260,6 +261,7 @@ def predict_slide(
             gene_columns={name: values[chosen] for name, values in opened_bank.gene_columns.items()},
             image=slide_image(subject, places.mark_um),
             record=run_record(subject, opened_bank, opened.sha256, places, arguments, notices),
+            gene_ids=ids and tuple(ids[i] for i in chosen),
         )
         with stage("write"):
             for path, position in zip(png_paths, drawn, strict=True):

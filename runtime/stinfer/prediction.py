@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from stinfer import h5ad
+from stinfer.bank import GENE_IDS
 from stinfer.contract import F32, F64, I64, U8, AnyArray
 from stinfer.errors import OutputWriteError
 from stinfer.files import written_beside
@@ -160,6 +161,7 @@ class PredictionTable:
     gene_columns : numbers of `var`, each (n_genes,)
     image : thumbnails
     record : the run's record, a nested mapping of texts and numbers
+    gene_ids : n_genes Ensembl IDs; None where the bank has none
     """
 
     spots: tuple[str, ...]
@@ -169,6 +171,7 @@ class PredictionTable:
     gene_columns: dict[str, AnyArray]
     image: SlideImage
     record: dict[str, Any]
+    gene_ids: tuple[str, ...] | None = None
 
 
 def iter_expression(
@@ -217,7 +220,8 @@ def write_prediction(
     with h5ad.new_file(path) as new:
         file = new.root
         h5ad.write_table(file, "obs", table.spots, table.spot_columns)
-        h5ad.write_table(file, "var", table.genes, table.gene_columns)
+        ids = {} if table.gene_ids is None else {GENE_IDS: table.gene_ids}
+        h5ad.write_table(file, "var", table.genes, table.gene_columns, texts=ids)
         h5ad.write_array(file["obsm"], "spatial", table.spatial)
         h5ad.write_mapping(file["uns"], "spatial", table.image.to_uns())
         h5ad.write_mapping(file["uns"], "stinfer", table.record)

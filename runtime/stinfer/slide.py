@@ -143,13 +143,16 @@ class Slide:
         return self.read((0.0, 0.0), (float(width), float(height)), size_px)
 
 
-def open_slide(path: str | Path, mpp: float | tuple[float, float] | None = None) -> Slide:
+def open_slide(
+    path: str | Path, mpp: float | tuple[float, float] | None = None, *, mpp_max_um: float = MPP_MAX_UM
+) -> Slide:
     """Open a slide and settle its scale.
 
     Parameters
     ----------
     path : anything OpenSlide reads, a folder of a DICOM slide, or a JPEG, PNG or TIFF image
     mpp : µm per level-0 pixel, or those of x and y; overrides what the file says
+    mpp_max_um : the coarsest that `mpp` may be; the pictures of Space Ranger are coarser than any scan
 
     Raises
     ------
@@ -173,7 +176,7 @@ def open_slide(path: str | Path, mpp: float | tuple[float, float] | None = None)
     given = None
     if mpp is not None:
         given = (float(mpp[0]), float(mpp[1])) if isinstance(mpp, tuple) else (float(mpp), float(mpp))
-        check_mpp("--mpp", given)
+        check_mpp("--mpp", given, mpp_max_um)
     opened = open_source(path)
     found = opened.mpp
     try:
@@ -190,13 +193,13 @@ def open_slide(path: str | Path, mpp: float | tuple[float, float] | None = None)
     return Slide(path, opened.source, found, opened.said_by, remarks=opened.remarks)
 
 
-def check_mpp(said_by: str, mpp: tuple[float, float]) -> None:
+def check_mpp(said_by: str, mpp: tuple[float, float], mpp_max_um: float = MPP_MAX_UM) -> None:
     """Refuse a scale that no slide scan has.
 
     Raises
     ------
     ScaleImpossibleError
-        A value is outside 0.05 to 20 µm per pixel, or no number.
+        A value is outside 0.05 to 20 (or `mpp_max_um`) µm per pixel, or no number.
     """
-    if not is_possible(mpp):
-        raise ScaleImpossibleError(said_by, mpp, MPP_MIN_UM, MPP_MAX_UM, screen_dpi(mpp))
+    if not is_possible(mpp, mpp_max_um):
+        raise ScaleImpossibleError(said_by, mpp, MPP_MIN_UM, mpp_max_um, screen_dpi(mpp))

@@ -30,9 +30,9 @@ _UM_PER_UNIT = {
 }
 
 
-def is_possible(mpp: tuple[float, float]) -> bool:
-    """Say whether a slide scan can have this scale: 0.05 to 20 µm per pixel on both axes."""
-    return all(MPP_MIN_UM <= value <= MPP_MAX_UM for value in mpp)
+def is_possible(mpp: tuple[float, float], mpp_max_um: float = MPP_MAX_UM) -> bool:
+    """Say whether a picture can have this scale: 0.05 to 20 (or `mpp_max_um`) µm per pixel on both axes."""
+    return all(MPP_MIN_UM <= value <= mpp_max_um for value in mpp)
 
 
 def mpp_from_resolution(resolution: tuple[float, float] | None, unit: int) -> tuple[float, float] | None:

@@ -16,6 +16,7 @@ from stinfer.bank import Bank
 from stinfer.contract import MapTraits, ModelCard
 from stinfer_export.bank_builder import build_bank
 from stinfer_export.bank_plan import BankPlan
+from stinfer_export.datasets.counts import Counts
 from stinfer_export.datasets.her2st import iter_sections
 from stinfer_export.datasets.section import Section
 
@@ -144,7 +145,7 @@ def section(picture, name, genes, counts, centers=None, **changes):
         "centers_l0": np.asarray(centers, dtype=np.float64),
         "array": np.asarray([(i, 7) for i in range(n)], dtype=np.float64),
         "genes": tuple(genes),
-        "counts": counts,
+        "counts": Counts.from_dense(counts),
         "n_places_only": 0,
         "n_counts_only": 0,
     }

@@ -175,7 +175,7 @@ def test_places_more_than_half_a_pitch_outside_are_not_of_this_image(picture, mo
     assert caught.value.what == (
         f"data set {picture}: section P1: 1 of 4 spots lie outside its image of 200x100 px, spot 1x7 by 10 px"
     )
-    assert caught.value.fix == "check that image and selection file belong together"
+    assert caught.value.fix == "check that image and spots belong together"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -95,7 +95,10 @@ def test_an_empty_project_is_told_what_to_put_where(project):
     assert lines[0] == "wrote models/stain_texture.onnx"
     assert [line.split(":")[0] for line in lines[1:6]] == [f"no weights for {name}" for name in PAPER]
     for name, line in zip(PAPER, lines[1:6], strict=True):
-        found = re.fullmatch(r".*: save (https://\S+) as (models/checkpoints/\S+)", line)
+        found = re.fullmatch(
+            r".*: run stinfer-export fetch weights \w+, or save (https://\S+) as (models/checkpoints/\S+)",
+            line,
+        )
         assert found is not None
         assert f"timm/{name}/" in found[1]
         assert found[2] == f"models/checkpoints/{name}.safetensors"

@@ -76,6 +76,8 @@ def test_a_model_that_does_not_tell_of_maps_is_written_again(monkeypatch):
     )
     silent = {key: value for key, value in told.to_props().items() if "map" not in key}
     written = []
+    # No data set is to be found, wherever the tests are run.
+    monkeypatch.delenv("STINFER_DATA", raising=False)
     monkeypatch.setattr(export_all, "export_backbone", lambda name, *_, **__: written.append(name))
     model = onnx.load(path)
     for props in (told.to_props(), silent):

@@ -29,7 +29,20 @@ COMMANDS = shared.COMMANDS
 
 
 def test_the_commands_are_those_that_are_documented():
-    assert set(COMMANDS) == {"", "backbone", "all", "bank", "bank her2st", "demo-data", "score"}
+    assert set(COMMANDS) == {
+        "",
+        "backbone",
+        "all",
+        "bank",
+        "bank her2st",
+        "bank visium",
+        "bank anndata",
+        "fetch",
+        "fetch weights",
+        "fetch her2st",
+        "demo-data",
+        "score",
+    }
 
 
 @pytest.mark.parametrize("path", COMMANDS)
@@ -108,6 +121,19 @@ KNOWN_ERRORS = {
         ["bank", "her2st", "nowhere", "--model", "models/stain_texture.onnx", "--out", "b.h5"],
         "model models/stain_texture.onnx cannot be read: No such file or directory",
     ),
+    "bank visium": (
+        ["bank", "visium", "nowhere", "--image", "i.png", "--model", "m.onnx", "--out", "b.h5"],
+        "data set nowhere: there is no such folder",
+    ),
+    "bank anndata": (
+        ["bank", "anndata", "no.h5ad", "--image", "i.png", "--model", "m.onnx", "--out", "b.h5"],
+        "data set no.h5ad: there is no such file",
+    ),
+    "fetch weights": (
+        ["fetch", "weights", "nonesuch"],
+        "the weights of 'nonesuch' are not among those that are fetched",
+    ),
+    "fetch her2st": (["fetch", "her2st"], "data set reference_bank/data/her2st: it has no folder ST-cnts"),
     "demo-data": (["demo-data", "full"], "output full exists"),
     "score": (["score", "p.h5ad", "--counts", "c.tsv", "--bank", "none.h5"], "bank none.h5 does not exist"),
 }
@@ -119,6 +145,7 @@ KNOWN_ERRORS = {
 def test_a_known_error_is_its_cause_and_its_remedy(path):
     arguments, what = KNOWN_ERRORS[path]
     Path("full").mkdir()
+    Path("reference_bank/data/her2st").mkdir(parents=True)
     Path("full/mine.txt").write_text("precious")
 
     result = _run(*arguments)

@@ -32,7 +32,7 @@ def test_spots_with_a_selected_place_and_counts_are_joined(folder):
 
     assert section.spots == ("1x1", "2x1", "1x2", "2x2")
     assert section.genes == ("ERBB2", "ACTB", "KRT8")
-    assert section.counts.tolist() == [[11, 5, 0], [21, 6, 0], [12, 8, 2], [22, 0, 1]]
+    assert section.counts.to_dense().tolist() == [[11, 5, 0], [21, 6, 0], [12, 8, 2], [22, 0, 1]]
     assert section.centers_l0.tolist() == [[140, 90], [180, 90], [140, 130], [180, 130]]
     assert section.array.tolist() == [[1, 1], [2, 1], [1, 2], [2, 2]]
     assert (section.name, section.patient) == ("P1", "P")
@@ -62,7 +62,7 @@ def test_a_file_without_the_column_selected_has_only_selected_spots(folder):
     section = read_section(folder, "P1")
 
     assert section.spots == ("1x1", "2x1", "1x2", "2x2", "3x2")
-    assert section.counts[-1].tolist() == [32, 7, 0]
+    assert section.counts.to_dense()[-1].tolist() == [32, 7, 0]
 
 
 def test_columns_are_found_by_name(folder):
@@ -84,7 +84,7 @@ def test_line_ends_of_windows_and_empty_lines_are_read(folder, newline):
     section = read_section(folder, "P1")
 
     assert section.genes == ("ERBB2", "ACTB", "KRT8")
-    assert section.counts.tolist() == [[11, 5, 0], [21, 6, 0], [12, 8, 2], [22, 0, 1]]
+    assert section.counts.to_dense().tolist() == [[11, 5, 0], [21, 6, 0], [12, 8, 2], [22, 0, 1]]
 
 
 @pytest.mark.parametrize("gzipped", [False, True])
@@ -105,8 +105,8 @@ def test_whole_numbers_may_be_written_as_decimals(folder):
 
     section = read_section(folder, "P1")
 
-    assert section.counts[:, 0].tolist() == [11, 21, 12, 22]
-    assert section.counts.dtype == np.int64
+    assert section.counts.to_dense()[:, 0].tolist() == [11, 21, 12, 22]
+    assert section.counts.values.dtype == np.int64
 
 
 def test_gzipped_or_not_is_the_same(folder):
@@ -117,7 +117,7 @@ def test_gzipped_or_not_is_the_same(folder):
     packed = read_section(folder, "P1")
 
     assert (packed.spots, packed.genes) == (plain.spots, plain.genes)
-    assert packed.counts.tolist() == plain.counts.tolist()
+    assert packed.counts.to_dense().tolist() == plain.counts.to_dense().tolist()
 
 
 def test_read_counts_keeps_the_order_of_the_file(folder):
@@ -164,7 +164,7 @@ def test_c5_is_what_pandas_joins():
     assert set(order) == set(joined.index)
     joined = joined.loc[order]
     assert section.genes == tuple(counts.columns)
-    assert np.array_equal(section.counts, joined[list(counts.columns)].to_numpy())
+    assert np.array_equal(section.counts.to_dense(), joined[list(counts.columns)].to_numpy())
     assert np.array_equal(section.centers_l0, joined[["pixel_x", "pixel_y"]].to_numpy())
     assert np.array_equal(section.array, joined[["new_x", "new_y"]].to_numpy())
     assert section.mpp == pytest.approx(200 / np.mean(slopes), rel=1e-9)

@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from stinfer.contract import F64, I64, MPP_MAX_UM, MPP_MIN_UM
+from stinfer_export.datasets.counts import Counts
 from stinfer_export.datasets.section import Section
 from stinfer_export.errors import DatasetError
 
@@ -111,7 +112,7 @@ def read_section(folder: Path, name: str) -> Section:
         centers_l0=table[:, 2:4],
         array=table[:, 0:2],
         genes=genes,
-        counts=counts[[row_of[spot] for spot in shared]],
+        counts=Counts.from_dense(counts[[row_of[spot] for spot in shared]]),
         n_places_only=len(places) - len(shared),
         n_counts_only=len(counted) - len(shared),
     )

@@ -5,7 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from stinfer.contract import F64, I64
+from stinfer.contract import F64
+from stinfer_export.datasets.counts import Counts
+
+# A spot of Visium, 55 µm wide, is then two pixels wide: of a coarser image not even its color can be told
+# from its neighbors'.
+COARSEST_MPP_UM = 27.5
 
 
 @dataclass(frozen=True)
@@ -21,8 +26,10 @@ class Section:
     centers_l0 : (n, 2), level-0 px
     array : (n, 2), column and row on the array
     genes : n_genes unique symbols
-    counts : (n, n_genes), not negative
+    counts : (n, n_genes)
     n_places_only, n_counts_only : spots left out because they had only the one or the other
+    gene_ids : n_genes Ensembl IDs; None where they are not known
+    notices : what else the reader guessed, dropped or renamed
     """
 
     name: str
@@ -33,6 +40,8 @@ class Section:
     centers_l0: F64
     array: F64
     genes: tuple[str, ...]
-    counts: I64
+    counts: Counts
     n_places_only: int
     n_counts_only: int
+    gene_ids: tuple[str, ...] | None = None
+    notices: tuple[str, ...] = ()
