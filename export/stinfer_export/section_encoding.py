@@ -50,6 +50,8 @@ def encode_section(
 ) -> Part:
     """Drop the spots that cannot be used, embed the others and normalise their counts."""
     with open_slide(section.image_path, section.mpp) as slide:
+        for remark in slide.remarks:
+            notices.add(f"section {section.name}: {remark}")
         _refuse_misplaced(section, extent_l0(plan.pitch_um, slide.mpp), slide.size_l0)
         extent = extent_l0(view.sides_um[0], slide.mpp)
         outside = outside_fraction(section.centers_l0, extent, slide.size_l0)
@@ -92,7 +94,11 @@ def _map_embeddings(
     progress: Progress | None,
 ) -> Iterator[tuple[I64, F32]]:
     source = SlideCells(slide, encoder, view.um_per_px, None)
-    tissue = tissue_on(source.lattice, find_tissue(slide), slide.mpp)
+    mask = find_tissue(slide)
+    if mask.n_pen_px:
+        area = f"{mask.pen_mm2(slide.mpp):.2g} mm²"
+        notices.add(f"section {section.name}: {area} have the colours of a pen and are not taken for tissue")
+    tissue = tissue_on(source.lattice, mask, slide.mpp)
     centers = source.lattice.to_cells(centers_l0, slide.mpp)
     plan = view.plan(centers, source.lattice.cell_um, tissue)
     if plan.by_area.any():

@@ -34,6 +34,20 @@ class FiniteRange(click.FloatRange):
         return float(number)
 
 
+def read_scale(
+    ctx: click.Context, param: click.Parameter, value: str | None
+) -> float | tuple[float, float] | None:
+    """Read µm per pixel from the command line: a number above 0, or two, of x and y."""
+    if value is None:
+        return None
+    above_0 = FiniteRange(min=0, min_open=True)
+    numbers = [above_0.convert(part, param, ctx) for part in value.split(",")]
+    if len(numbers) > 2:
+        what = f"{value} is more than two numbers."
+        raise click.BadParameter(what, ctx, param)
+    return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
+
+
 def shows_errors(command: Callable[P, R]) -> Callable[P, R]:
     """Print a known error as its cause and its remedy, and leave with exit code 1.
 
@@ -167,8 +181,15 @@ def encoding_options(command: Callable[P, R]) -> Callable[P, R]:
 )
 @click.option(
     "--mpp",
-    type=FiniteRange(min=0, min_open=True),
-    help="µm per level-0 pixel. [default: what the slide says; an error if it says nothing]",
+    metavar="F|X,Y",
+    callback=read_scale,
+    help="µm per level-0 pixel, one number or those of x and y. [default: what the slide says, or an error]",
+)
+@click.option(
+    "--tissue-mask",
+    type=_FILE,
+    metavar="FILE",
+    help="Where tissue is: a PNG or TIFF of the slide's proportions, not 0 on tissue. [default: it is found]",
 )
 @click.option(
     "--spots",
@@ -206,6 +227,12 @@ def encoding_options(command: Callable[P, R]) -> Callable[P, R]:
     help="Keep the slide's feature map (.map.h5). Given in place of SLIDE it predicts again, elsewhere or "
     "other genes, in seconds.",
 )
+@click.option(
+    "--preview",
+    type=_FILE,
+    metavar="FILE",
+    help="Before anything long, draw the tissue's outline and the places over the slide, as a PNG.",
+)
 @encoding_options
 @click.option(
     "--search",
@@ -238,7 +265,13 @@ def run(slide: Path, bank: Path, png: str, *, quiet: bool, **options: Any) -> No
     result = predict_slide(slide, bank, png=split_names(png), progress=ProgressBar(quiet=quiet), **options)
     if not quiet:
         click.echo(f"{result.path}: {result.n_spots} spots x {result.n_genes} genes, log1p CP10K")
-        for path in (result.csv_path, *result.png_paths, result.ome_tiff_path, result.map_path):
+        for path in (
+            result.preview_path,
+            result.csv_path,
+            *result.png_paths,
+            result.ome_tiff_path,
+            result.map_path,
+        ):
             if path is not None:
                 click.echo(str(path))
 

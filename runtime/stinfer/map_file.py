@@ -168,6 +168,7 @@ def writing_map(
             "hires": subject.hires,
             "lowres": subject.lowres,
             "tissue_mask": subject.tissue.mask,
+            **_tissue_origin(subject.tissue),
         }
         hashes = {
             "settings": hash_json(_settings(lattice, subject, recipe)),
@@ -197,6 +198,14 @@ def _settings(lattice: Lattice, subject: MapSubject, recipe: MapRecipe) -> dict[
         "tissue_l0_per_px_y": subject.tissue.l0_per_px[1],
         "tissue_chroma_threshold": subject.tissue.threshold,
     }
+
+
+def _tissue_origin(tissue: TissueMask) -> dict[str, str | int]:
+    """Say where the mask comes from; not of the settings, so that a map without it is still one."""
+    origin: dict[str, str | int] = {"tissue_n_pen_px": tissue.n_pen_px}
+    if tissue.given_sha256:
+        origin |= {"tissue_mask_file": tissue.given_name, "tissue_mask_sha256": tissue.given_sha256}
+    return origin
 
 
 def is_map(path: Path) -> bool:
@@ -333,6 +342,9 @@ class MapFile:
             h5ad.read_array(uns, "tissue_mask", limit_bytes=_IMAGE_LIMIT_BYTES),
             (float(s["tissue_l0_per_px_x"]), float(s["tissue_l0_per_px_y"])),
             float(s["tissue_chroma_threshold"]),
+            n_pen_px=int(s.get("tissue_n_pen_px", 0)),
+            given_name=str(s.get("tissue_mask_file", "")),
+            given_sha256=str(s.get("tissue_mask_sha256", "")),
         )
         self.subject = MapSubject(
             name=str(s["slide_name"]),

@@ -85,7 +85,8 @@ def open_with_openslide(path: Path, handle: openslide.OpenSlide) -> Opened:
         remarks.append(
             f"{source.n_left_out} smaller copies in the slide's file have another shape and are not used"
         )
-    return Opened(source, mpp, METADATA, power or magnification_in(description), tuple(remarks))
+    power = power or magnification_in(description)
+    return Opened(source, mpp, METADATA, "openslide", power, tuple(remarks))
 
 
 def magnification_in(description: str) -> float | None:

@@ -14,7 +14,7 @@ from stinfer.bank import Bank
 from stinfer.contract import F32, I64
 from stinfer.embed import FieldOfView, iter_map_embeddings, iter_patch_embeddings, open_encoder
 from stinfer.encoder import Device, Encoder
-from stinfer.errors import SettingError, check_choice
+from stinfer.errors import NoTissueError, SettingError, check_choice
 from stinfer.feature_map import CellSource, Progress, SlideCells, cell_um, tissue_on
 from stinfer.files import is_file, refuse_existing, refuse_same_file, written_together
 from stinfer.genes import ALL, select_genes
@@ -33,7 +33,15 @@ from stinfer.prediction import (
     write_prediction,
 )
 from stinfer.record import Notices
-from stinfer.report import domain_columns, gene_map, grid_image, notice_guesses, run_record, slide_image
+from stinfer.report import (
+    domain_columns,
+    draw_run_preview,
+    gene_map,
+    grid_image,
+    notice_guesses,
+    run_record,
+    slide_image,
+)
 from stinfer.slide import Slide
 from stinfer.subject import Subject, open_subject
 
@@ -53,6 +61,7 @@ class PredictionResult:
     csv_path : the CSV file, if asked for
     png_paths : the pictures, in the order asked for
     ome_tiff_path, map_path : the dense image and the slide's map, if asked for
+    preview_path : the picture of tissue and places, if asked for
     n_spots, n_genes : size of the prediction
     notices : what a user should know, as recorded in the file
     """
@@ -62,6 +71,7 @@ class PredictionResult:
     png_paths: tuple[Path, ...]
     ome_tiff_path: Path | None
     map_path: Path | None
+    preview_path: Path | None
     n_spots: int
     n_genes: int
     notices: tuple[str, ...]
@@ -79,7 +89,8 @@ def predict_slide(
     bank: str | Path,
     *,
     out: str | Path | None = None,
-    mpp: float | None = None,
+    mpp: float | tuple[float, float] | None = None,
+    tissue_mask: str | Path | None = None,
     spots: str | Path | None = None,
     pitch_um: float | None = None,
     genes: str | Sequence[str] = ALL,
@@ -87,6 +98,7 @@ def predict_slide(
     png: Sequence[str] = (),
     ome_tiff: str | Path | None = None,
     save_map: str | Path | None = None,
+    preview: str | Path | None = None,
     device: Device = "auto",
     search: SearchChoice = "auto",
     k: int | None = None,
@@ -110,7 +122,8 @@ def predict_slide(
     slide : whole-slide file or image, or a map that `save_map` wrote
     bank : reference bank
     out : prediction to write, by default ``<slide>.stinfer.h5ad`` in the working folder
-    mpp : µm per level-0 pixel, where the slide does not say or is wrong
+    mpp : µm per level-0 pixel, or those of x and y, where the slide does not say or is wrong
+    tissue_mask : PNG or TIFF that says where tissue is, not 0; by default it is found
     spots : file of places; see `stinfer.spots.read_spots`
     pitch_um : distance of grid points, by default that of the bank's spots; not with `spots`
     genes : ``all``, names, or a file of names
@@ -118,6 +131,7 @@ def predict_slide(
     png : genes to draw, as ``<out>.<gene>.png``
     ome_tiff : image of the grid to write too, a channel per gene; not with `spots`
     save_map : file to keep the slide's feature map in; only with a bank of maps
+    preview : picture of tissue and places, written before anything is encoded, and kept if that fails
     device : ``auto``, ``cpu`` or ``cuda``
     search : ``auto``, ``exact`` or ``annoy``
     k : neighbors to average, by default the bank's
@@ -136,8 +150,8 @@ def predict_slide(
         _check_count(name, number)
     out = default_output(slide) if out is None else Path(out)
     png = list(dict.fromkeys([png] if isinstance(png, str) else png))
-    csv_path, ome_path, map_path = (
-        None if path is None else Path(path) for path in (csv, ome_tiff, save_map)
+    csv_path, ome_path, map_path, preview_path = (
+        None if path is None else Path(path) for path in (csv, ome_tiff, save_map, preview)
     )
     if spots is not None and pitch_um is not None:
         what = "--spots and --pitch-um contradict each other: the file says where to predict"
@@ -154,9 +168,11 @@ def predict_slide(
         raise SettingError(what, "leave it out, or build the bank with --pooling map")
     outputs = [path for path in (out, csv_path, ome_path, map_path, *png_paths) if path is not None]
     gene_list = genes if isinstance(genes, str) and is_file(Path(genes)) else None
-    inputs = [Path(path) for path in (slide, bank, spots, gene_list) if path is not None]
-    refuse_same_file(inputs, outputs)
-    for path in outputs:
+    inputs = [Path(path) for path in (slide, bank, spots, gene_list, tissue_mask) if path is not None]
+    # The preview is a product of its own: it stays if the run fails.
+    at_once = [] if preview_path is None else [preview_path]
+    refuse_same_file(inputs, [*outputs, *at_once])
+    for path in (*outputs, *at_once):
         refuse_existing(path, overwrite=overwrite)
     k = settings.k if k is None else k
     if not 1 <= k <= opened_bank.n_refs:
@@ -167,7 +183,7 @@ def predict_slide(
     notices = Notices()
     with contextlib.ExitStack() as stack:
         beside = stack.enter_context(written_together(outputs))
-        subject = stack.enter_context(open_subject(slide, mpp))
+        subject = stack.enter_context(open_subject(slide, mpp, tissue_mask))
         if isinstance(subject.source, MapFile):
             subject.source.refuse_foreign(opened_bank)
             if map_path is not None:
@@ -179,9 +195,16 @@ def predict_slide(
                 cell_um(encoder, settings.um_per_px) if settings.pooling == "map" else max(subject.mpp)
             )
             pitch_um = float(settings.pitch_um if pitch_um is None else pitch_um)
-            places = places_on_grid(subject, subject.tissue(), pitch_um, finest_um)
+            try:
+                places = places_on_grid(subject, subject.tissue(), pitch_um, finest_um)
+            except NoTissueError:
+                if preview_path is not None:
+                    draw_run_preview(preview_path, subject, None)
+                raise
         else:
             places = places_from_file(subject, spots, settings.spot_diameter_um)
+        if preview_path is not None:
+            draw_run_preview(preview_path, subject, places)
         searcher = choose_search(search, opened_bank)
         notice_guesses(notices, subject, places, opened_bank, encoder)
         neighbors = stack.enter_context(NeighborFile(out.parent, len(places.names), k))
@@ -235,6 +258,7 @@ def predict_slide(
         png_paths,
         ome_path,
         map_path,
+        preview_path,
         len(places.names),
         len(chosen),
         tuple(notices.texts),

@@ -130,7 +130,7 @@ class _Reader:
         if mpp is None:
             mpp, said_by = mpp_from_resolution(resolution, unit), RESOLUTION_TAG
         power = magnification(description) if "AppMag" in description else None
-        return Opened(source, mpp, said_by, power, tuple(self._remarks))
+        return Opened(source, mpp, said_by, "tifffile", power, tuple(self._remarks))
 
     def _pages(self) -> list[Any]:
         """Load the pages in their order, as far as they are whole and do not repeat."""
