@@ -53,7 +53,8 @@ class OpenSlideSource:
         try:
             rgba = self._handle.read_region(corner_l0, n, (width, height))
         except openslide.OpenSlideError as error:
-            raise SlideUnreadableError(self._path, first_line(error)) from error
+            cause = f"a part of it is damaged ({first_line(error)})"
+            raise SlideUnreadableError(self._path, cause) from error
         rgb = Image.new("RGB", rgba.size, self._background)
         rgb.paste(rgba, mask=rgba.getchannel("A"))
         return rgb, (corner_l0[0] / downsample, corner_l0[1] / downsample)

@@ -12,8 +12,9 @@ from stinfer.contract import F64, U8, Bool
 from stinfer.files import written_beside
 from stinfer.tissue import TissueMask
 
-_OUTLINE = (0, 170, 60)
-_MARK = (20, 60, 220)
+# Green and cyan: neither stain has them.
+_OUTLINE = (0, 160, 40)
+_MARK = (0, 185, 225)
 # The thumbnail's sides are drawn at least this long, so that lines of a pixel do not cover a small one.
 _LEAST_PX = 1000
 # Marks nearer than this would cover the tissue: points are drawn instead.
@@ -36,9 +37,9 @@ def draw_preview(
     ----------
     path : of the picture
     thumbnail : (height, width, 3) RGB, the whole slide
-    tissue : its outline is drawn in green
+    tissue : outlined in green
     size_l0 : the slide's width and height
-    centers_l0 : (n, 2), drawn in blue; may be empty
+    centers_l0 : (n, 2), drawn in cyan; may be empty
     mark_l0 : width and height of a mark, level-0 px
     square : squares, as for a grid, rather than discs
 

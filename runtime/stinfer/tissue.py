@@ -23,8 +23,9 @@ DENSITY_FLOOR = 0.12
 GAP_UM = 100.0
 # What is narrower than this is dust or a fibre, not tissue.
 SPECK_UM = 50.0
-# A smaller piece of tissue holds no spot, and a smaller hole is a part of it.
-LEAST_PIECE_UM2 = 20_000.0
+# A smaller piece of tissue holds no spot, unless it is much of a small picture.
+LEAST_PIECE_UM2, LEAST_PIECE_SHARE = 20_000.0, 0.1
+# A smaller hole is a part of the tissue.
 LEAST_HOLE_UM2 = 10_000.0
 # A stroke of a pen is wider than this and larger than that; its edges are blurred by as much again.
 PEN_WIDTH_UM = 50.0
@@ -148,7 +149,7 @@ def find_tissue(slide: Slide) -> TissueMask:
     mask = dilated(eroded(mask, speck_px), speck_px) & ~pen
     pixel_um2 = um_per_px[0] * um_per_px[1]
     mask = without_small_holes(mask, LEAST_HOLE_UM2 / pixel_um2) & ~pen
-    mask = without_small_pieces(mask, LEAST_PIECE_UM2 / pixel_um2)
+    mask = without_small_pieces(mask, min(LEAST_PIECE_UM2 / pixel_um2, LEAST_PIECE_SHARE * mask.size))
     return TissueMask(mask, l0_per_px, threshold, n_pen_px=int((is_colored & pen).sum()))
 
 
