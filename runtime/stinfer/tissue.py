@@ -27,9 +27,9 @@ SPECK_UM = 50.0
 LEAST_PIECE_UM2, LEAST_PIECE_SHARE = 20_000.0, 0.1
 # A smaller hole is a part of the tissue.
 LEAST_HOLE_UM2 = 10_000.0
-# A stroke of a pen is wider than this and larger than that; its edges are blurred by as much again.
+# A stroke of a pen is wider than this and larger than a dot of 0.67 mm; its edges are blurred.
 PEN_WIDTH_UM = 50.0
-LEAST_PEN_UM2 = 20_000.0
+LEAST_PEN_UM2 = 350_000.0
 PEN_EDGE_UM = 50.0
 
 
