@@ -168,7 +168,7 @@ def writing_map(
             "hires": subject.hires,
             "lowres": subject.lowres,
             "tissue_mask": subject.tissue.mask,
-            **_tissue_origin(subject.tissue),
+            "tissue_origin": _tissue_origin(subject.tissue),
         }
         hashes = {
             "settings": hash_json(_settings(lattice, subject, recipe)),
@@ -202,10 +202,8 @@ def _settings(lattice: Lattice, subject: MapSubject, recipe: MapRecipe) -> dict[
 
 def _tissue_origin(tissue: TissueMask) -> dict[str, str | int]:
     """Say where the mask comes from; not of the settings, so that a map without it is still one."""
-    origin: dict[str, str | int] = {"tissue_n_pen_px": tissue.n_pen_px}
-    if tissue.given_sha256:
-        origin |= {"tissue_mask_file": tissue.given_name, "tissue_mask_sha256": tissue.given_sha256}
-    return origin
+    given = {"file": tissue.given_name, "sha256": tissue.given_sha256} if tissue.given_sha256 else {}
+    return {"n_pen_px": tissue.n_pen_px, **given}
 
 
 def is_map(path: Path) -> bool:
@@ -338,13 +336,14 @@ class MapFile:
         self.recipe = MapRecipe(
             str(s["backbone"]), str(s["model_sha256"]), float(s["um_per_px"]), str(s["projection_sha256"])
         )
+        origin = h5ad.read_scalars(uns["tissue_origin"]) if "tissue_origin" in uns else {}
         mask = TissueMask(
             h5ad.read_array(uns, "tissue_mask", limit_bytes=_IMAGE_LIMIT_BYTES),
             (float(s["tissue_l0_per_px_x"]), float(s["tissue_l0_per_px_y"])),
             float(s["tissue_chroma_threshold"]),
-            n_pen_px=int(s.get("tissue_n_pen_px", 0)),
-            given_name=str(s.get("tissue_mask_file", "")),
-            given_sha256=str(s.get("tissue_mask_sha256", "")),
+            n_pen_px=int(origin.get("n_pen_px", 0)),
+            given_name=str(origin.get("file", "")),
+            given_sha256=str(origin.get("sha256", "")),
         )
         self.subject = MapSubject(
             name=str(s["slide_name"]),

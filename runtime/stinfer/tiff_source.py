@@ -121,6 +121,8 @@ class _Reader:
         first = [TiffPlane(self._path, page, self._cache) for page in main]
         kind = self._kind(main, first, ome)
         planes, levels = self._levels(first, main, candidates)
+        for plane in (plane for level in planes for plane in level):
+            plane.blank = kind.blank
         source = TiffSource(self._file, planes, levels, kind)
         page = main[0]
         resolution, unit = _resolution(page)
