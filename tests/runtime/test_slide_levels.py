@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from stinfer.errors import SlideUnreadableError
 from stinfer.slide import open_slide
 from stinfer.slide_box import nearest_level, read_box
 from stinfer.slide_source import Level, TurnedSource, level_scale, same_aspect
@@ -317,3 +318,21 @@ def test_glass_says_nothing_against_a_copy(tmp_path):
     levels = [np.full((512 >> i, 512 >> i, 3), 255 - i, dtype=np.uint8) for i in range(3)]
     with open_slide(write_pyramid(tmp_path / "a.tif", levels), 1.0) as slide:
         assert len(slide._source.levels) == 3
+
+
+def test_what_is_whole_can_be_read_after_what_is_damaged(tmp_path):
+    full = texture((512, 512))
+    path = write_pyramid(tmp_path / "a.tif", [full, reduced(full, 2, math.floor)], compression="deflate")
+    tifffile = pytest.importorskip("tifffile")
+    with tifffile.TiffFile(path) as file:
+        # The middle tile of level 0, which is looked at when levels are compared.
+        page = file.pages[0]
+        at, length = page.dataoffsets[8 * 4 + 4], page.databytecounts[8 * 4 + 4]
+    content = bytearray(path.read_bytes())
+    content[at : at + length] = b"\0" * length
+    path.write_bytes(content)
+    with open_slide(path, 1.0) as slide:
+        for _ in range(2):
+            with pytest.raises(SlideUnreadableError, match="a part of it is damaged"):
+                slide.read((250.0, 250.0), (40.0, 40.0), (40, 40))
+            assert np.array_equal(slide.read((64.0, 64.0), (64.0, 64.0), (64, 64)), full[64:128, 64:128])
