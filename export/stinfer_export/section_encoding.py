@@ -68,6 +68,8 @@ def encode_section(
     for text in section.notices:
         notices.add(f"section {section.name}: {text}")
     with open_slide(section.image_path, section.mpp, mpp_max_um=COARSEST_MPP_UM) as slide:
+        for remark in slide.remarks:
+            notices.add(f"section {section.name}: {remark}")
         _refuse_misplaced(section, extent_l0(plan.pitch_um, slide.mpp), slide.size_l0)
         extent = extent_l0(view.sides_um[0], slide.mpp)
         outside = outside_fraction(section.centers_l0, extent, slide.size_l0)
@@ -116,6 +118,9 @@ def _map_embeddings(
     notices: Notices,
     progress: Progress | None,
 ) -> Iterator[tuple[I64, F32]]:
+    if mask.n_pen_px:
+        area = f"{mask.pen_mm2(slide.mpp):.2g} mm²"
+        notices.add(f"section {section.name}: {area} have the colours of a pen and are not taken for tissue")
     source = SlideCells(slide, encoders, view.um_per_px)
     tissue = tissue_on(source.lattice, mask, slide.mpp)
     centers = source.lattice.to_cells(centers_l0, slide.mpp)

@@ -28,7 +28,7 @@ _FILE = click.Path(path_type=Path)
 # Leaves with it where some of many slides have failed.
 EXIT_SOME_FAILED = 3
 # Arguments that name the file of one slide.
-_ONE_SLIDE = ("out", "spots", "csv", "ome_tiff", "save_map")
+_ONE_SLIDE = ("out", "spots", "csv", "ome_tiff", "save_map", "tissue_mask", "preview")
 
 
 class FiniteRange(click.FloatRange):
@@ -40,6 +40,20 @@ class FiniteRange(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number.", param, ctx)
         return float(number)
+
+
+def read_scale(
+    ctx: click.Context, param: click.Parameter, value: str | None
+) -> float | tuple[float, float] | None:
+    """Read µm per pixel from the command line: a number above 0, or two, of x and y."""
+    if value is None:
+        return None
+    above_0 = FiniteRange(min=0, min_open=True)
+    numbers = [above_0.convert(part, param, ctx) for part in value.split(",")]
+    if len(numbers) > 2:
+        what = f"{value} is more than two numbers."
+        raise click.BadParameter(what, ctx, param)
+    return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
 
 
 def shows_errors(command: Callable[P, R]) -> Callable[P, R]:
@@ -188,8 +202,15 @@ def encoding_options(command: Callable[P, R]) -> Callable[P, R]:
 )
 @click.option(
     "--mpp",
-    type=FiniteRange(min=0, min_open=True),
-    help="µm per level-0 pixel. [default: what the slide says; an error if it says nothing]",
+    metavar="F|X,Y",
+    callback=read_scale,
+    help="µm per level-0 pixel, one number or those of x and y. [default: what the slide says, or an error]",
+)
+@click.option(
+    "--tissue-mask",
+    type=_FILE,
+    metavar="FILE",
+    help="Where tissue is: a PNG or TIFF of the slide's proportions, not 0 on tissue. [default: it is found]",
 )
 @click.option(
     "--spots",
@@ -227,6 +248,12 @@ def encoding_options(command: Callable[P, R]) -> Callable[P, R]:
     metavar="FILE",
     help="Keep the slide's feature map (.map.h5). Given in place of SLIDE it predicts again, elsewhere or "
     "other genes, in seconds.",
+)
+@click.option(
+    "--preview",
+    type=_FILE,
+    metavar="FILE",
+    help="Before anything long, draw the tissue's outline and the places over the slide, as a PNG.",
 )
 @encoding_options
 @click.option(

@@ -12,6 +12,7 @@ from stinfer.checkpoint import Checkpoint
 from stinfer.contract import F32, I64
 from stinfer.embed import FieldOfView, iter_map_embeddings, iter_patch_embeddings
 from stinfer.feature_map import CellSource, Progress, SlideCells, tissue_on
+from stinfer.integrity import hash_arrays
 from stinfer.map_file import MapFile, MapRecipe, writing_map
 from stinfer.open_bank import OpenBank
 from stinfer.places import Places
@@ -34,6 +35,7 @@ def encoding_recipe(subject: Subject, fingerprint: str, opened: OpenBank) -> dic
         "slide": fingerprint,
         "size_l0": list(subject.size_l0),
         "mpp": list(subject.mpp),
+        "tissue": hash_arrays(subject.tissue().mask),
         "pooling": opened.bank.settings.pooling,
         **asdict(MapRecipe.of(opened.bank)),
         "provider": opened.encoders.provider,

@@ -12,6 +12,7 @@ library user catches the class, or the builtin it also is::
     │   ├── ScaleUnknownError          (ValueError)   no µm per pixel
     │   ├── ScaleImpossibleError       (ValueError)   µm per pixel outside 0.05 to 20
     │   └── NoTissueError              (ValueError)
+    ├── TissueMaskError                (ValueError)   the user's own tissue mask
     ├── SpotsError                     the spots file
     │   ├── SpotsFormatError           (ValueError)
     │   └── SpotsOutsideError          (ValueError)
@@ -143,6 +144,17 @@ class NoTissueError(SlideError, ValueError):
             f"no tissue found on slide {path}: {detail}",
             "check that it is an H&E slide and that its scale (--mpp) is right; "
             "or say where to predict with --spots FILE",
+        )
+
+
+class TissueMaskError(StInferError, ValueError):
+    """The user's own tissue mask cannot be used."""
+
+    def __init__(self, path: Path, cause: str) -> None:
+        super().__init__(
+            f"tissue mask {path}: {cause}",
+            "give a PNG or TIFF of the whole slide, of any size but the slide's proportions, "
+            "with 0 where there is no tissue",
         )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 
 from stinfer import h5ad
 from stinfer.files import is_file, sha256_file
@@ -67,8 +68,9 @@ def _outline(path: Path, folder: Path) -> list[str | int]:
 
 def asked_for(
     *,
-    mpp: float | None = None,
+    mpp: float | tuple[float, float] | None = None,
     spots: str | Path | None = None,
+    tissue_mask: str | Path | None = None,
     pitch_um: float | None = None,
     genes: str | Sequence[str],
     png: str | Sequence[str] = (),
@@ -78,7 +80,7 @@ def asked_for(
 
     Parameters
     ----------
-    mpp, spots, pitch_um, genes, png : see `stinfer.predict_slide`; a file stands for what it holds
+    mpp, spots, tissue_mask, pitch_um, genes, png : see `stinfer.predict_slide`; a file stands for what it holds
     others : texts, numbers and None; those that change no result are left out
     """
     if isinstance(genes, str):
@@ -86,13 +88,18 @@ def asked_for(
     else:
         listed = list(genes)
     return {
-        "mpp": None if mpp is None else float(mpp),
-        "spots": sha256_file(Path(spots)) if spots is not None and is_file(Path(spots)) else None,
+        "mpp": None if mpp is None else [float(value) for value in np.broadcast_to(mpp, 2)],
+        "spots": _hash_of(spots),
+        "tissue_mask": _hash_of(tissue_mask),
         "pitch_um": None if pitch_um is None else float(pitch_um),
         "genes": listed,
         "png": list(dict.fromkeys([png] if isinstance(png, str) else png)),
         **{name: value for name, value in others.items() if name not in _WITHOUT_EFFECT},
     }
+
+
+def _hash_of(path: str | Path | None) -> str | None:
+    return sha256_file(Path(path)) if path is not None and is_file(Path(path)) else None
 
 
 def request_sha256(fingerprint: str, bank_sha256: str, asked: Mapping[str, Any]) -> str:

@@ -126,7 +126,7 @@ def open_flat(path: Path) -> Opened:
     mpp = None if dpi is None else mpp_from_resolution(dpi, _INCH)
     if mpp is not None and turned:
         mpp = mpp[::-1]
-    return Opened(FlatSource(flat), mpp, RESOLUTION_TAG, remarks=tuple(remarks))
+    return Opened(FlatSource(flat), mpp, RESOLUTION_TAG, "pillow", remarks=tuple(remarks))
 
 
 def no_color(kind: str) -> str:

@@ -189,6 +189,7 @@ def writing_map(
             "hires": subject.hires,
             "lowres": subject.lowres,
             "tissue_mask": subject.tissue.mask,
+            "tissue_origin": _tissue_origin(subject.tissue),
         }
         hashes = {
             "settings": hash_json(_settings(lattice, subject, recipe)),
@@ -218,6 +219,12 @@ def _settings(lattice: Lattice, subject: MapSubject, recipe: MapRecipe) -> dict[
         "tissue_l0_per_px_y": subject.tissue.l0_per_px[1],
         "tissue_chroma_threshold": subject.tissue.threshold,
     }
+
+
+def _tissue_origin(tissue: TissueMask) -> dict[str, str | int]:
+    """Say where the mask comes from; not of the settings, so that a map without it is still one."""
+    given = {"file": tissue.given_name, "sha256": tissue.given_sha256} if tissue.given_sha256 else {}
+    return {"n_pen_px": tissue.n_pen_px, **given}
 
 
 def is_map(path: Path) -> bool:
@@ -348,10 +355,14 @@ class MapFile:
             raise MapVersionError(self.path, int(s["format_version"]), MAP_FORMAT_VERSION)
         self.lattice = _read_lattice(s)
         self.recipe = MapRecipe.read(s)
+        origin = h5ad.read_scalars(uns["tissue_origin"]) if "tissue_origin" in uns else {}
         mask = TissueMask(
             h5ad.read_array(uns, "tissue_mask", limit_bytes=_IMAGE_LIMIT_BYTES),
             (float(s["tissue_l0_per_px_x"]), float(s["tissue_l0_per_px_y"])),
             float(s["tissue_chroma_threshold"]),
+            n_pen_px=int(origin.get("n_pen_px", 0)),
+            given_name=str(origin.get("file", "")),
+            given_sha256=str(origin.get("sha256", "")),
         )
         self.subject = MapSubject(
             name=str(s["slide_name"]),

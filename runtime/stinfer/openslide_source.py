@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -34,9 +35,10 @@ class OpenSlideSource:
         color = handle.properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "ffffff")
         self._background = "#" + color
         sizes = [(int(w), int(h)) for w, h in handle.level_dimensions]
+        self._downsamples = tuple(float(value) for value in handle.level_downsamples)
         levels, self._numbers = [], []
-        for n, (size, downsample) in enumerate(zip(sizes, handle.level_downsamples, strict=True)):
-            scale = _scale(sizes[0], size, float(downsample))
+        for n, (size, downsample) in enumerate(zip(sizes, self._downsamples, strict=True)):
+            scale = _scale(sizes[0], size, downsample)
             if scale is not None:
                 levels.append(Level(size, scale))
                 self._numbers.append(n)
@@ -48,12 +50,16 @@ class OpenSlideSource:
     ) -> tuple[Image.Image, tuple[float, float]]:
         """Read from the nearest whole level-0 pixel; OpenSlide interpolates where a level's lie between."""
         n = self._numbers[level]
-        downsample = float(self._handle.level_downsamples[n])
+        downsample = self._downsamples[n]
         corner_l0 = (round(x * downsample), round(y * downsample))
         try:
             rgba = self._handle.read_region(corner_l0, n, (width, height))
         except openslide.OpenSlideError as error:
-            raise SlideUnreadableError(self._path, first_line(error)) from error
+            # After an error a handle gives nothing but that error, also of what is whole.
+            with contextlib.suppress(openslide.OpenSlideError):
+                self._handle = openslide.OpenSlide(self._path)
+            cause = f"a part of it is damaged ({first_line(error)})"
+            raise SlideUnreadableError(self._path, cause) from error
         rgb = Image.new("RGB", rgba.size, self._background)
         rgb.paste(rgba, mask=rgba.getchannel("A"))
         return rgb, (corner_l0[0] / downsample, corner_l0[1] / downsample)
@@ -85,7 +91,8 @@ def open_with_openslide(path: Path, handle: openslide.OpenSlide) -> Opened:
         remarks.append(
             f"{source.n_left_out} smaller copies in the slide's file have another shape and are not used"
         )
-    return Opened(source, mpp, METADATA, power or magnification_in(description), tuple(remarks))
+    power = power or magnification_in(description)
+    return Opened(source, mpp, METADATA, "openslide", power, tuple(remarks))
 
 
 def magnification_in(description: str) -> float | None:

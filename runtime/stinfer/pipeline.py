@@ -15,7 +15,7 @@ from stinfer.checkpoint import Checkpoint, checkpoint_path, refuse_foreign_file
 from stinfer.contract import F32, I64
 from stinfer.embed_subject import encoding_recipe, iter_embeddings
 from stinfer.encoder import Device
-from stinfer.errors import OutputExistsError, SettingError, check_choice
+from stinfer.errors import NoTissueError, OutputExistsError, SettingError, check_choice
 from stinfer.feature_map import Progress
 from stinfer.files import is_file, refuse_existing, refuse_same_file, written_together
 from stinfer.finished import asked_for, read_finished, request_sha256, slide_fingerprint
@@ -36,7 +36,15 @@ from stinfer.prediction import (
     write_prediction,
 )
 from stinfer.record import Notices
-from stinfer.report import domain_columns, gene_map, grid_image, notice_guesses, run_record, slide_image
+from stinfer.report import (
+    domain_columns,
+    draw_run_preview,
+    gene_map,
+    grid_image,
+    notice_guesses,
+    run_record,
+    slide_image,
+)
 from stinfer.run_log import log_event, logged_slide, logging_to, stage
 from stinfer.step_file import own_outputs
 from stinfer.subject import open_subject
@@ -59,6 +67,7 @@ class PredictionResult:
     csv_path : the CSV file, if asked for
     png_paths : the pictures, in the order asked for
     ome_tiff_path, map_path : the dense image and the slide's map, if asked for
+    preview_path : the picture of tissue and places, if asked for
     n_spots, n_genes : size of the prediction
     notices : what a user should know, as recorded in the file
     """
@@ -68,6 +77,7 @@ class PredictionResult:
     png_paths: tuple[Path, ...]
     ome_tiff_path: Path | None
     map_path: Path | None
+    preview_path: Path | None
     n_spots: int
     n_genes: int
     notices: tuple[str, ...]
@@ -75,7 +85,8 @@ class PredictionResult:
     @property
     def paths(self) -> tuple[Path, ...]:
         """All files, the prediction first."""
-        found = (self.path, self.csv_path, *self.png_paths, self.ome_tiff_path, self.map_path)
+        others = (self.preview_path, self.csv_path, *self.png_paths, self.ome_tiff_path, self.map_path)
+        found = (self.path, *others)
         return tuple(path for path in found if path is not None)
 
 
@@ -109,7 +120,8 @@ def predict_slide(
     bank: str | Path | OpenBank,
     *,
     out: str | Path | None = None,
-    mpp: float | None = None,
+    mpp: float | tuple[float, float] | None = None,
+    tissue_mask: str | Path | None = None,
     spots: str | Path | None = None,
     pitch_um: float | None = None,
     genes: str | Sequence[str] = ALL,
@@ -117,6 +129,7 @@ def predict_slide(
     png: Sequence[str] = (),
     ome_tiff: str | Path | None = None,
     save_map: str | Path | None = None,
+    preview: str | Path | None = None,
     device: Device = "auto",
     search: SearchChoice = "auto",
     k: int | None = None,
@@ -144,7 +157,8 @@ def predict_slide(
     slide : whole-slide file or image, or a map that `save_map` wrote
     bank : reference bank, or one that is open; `device`, `search` and `threads` are then as it was opened
     out : prediction to write, by default ``<slide>.stinfer.h5ad`` in the working folder
-    mpp : µm per level-0 pixel, where the slide does not say or is wrong
+    mpp : µm per level-0 pixel, or those of x and y, where the slide does not say or is wrong
+    tissue_mask : PNG or TIFF that says where tissue is, not 0; by default it is found
     spots : file of places; see `stinfer.spots.read_spots`
     pitch_um : distance of grid points, by default that of the bank's spots; not with `spots`
     genes : ``all``, names, a file of names, or a marker panel; see `stinfer.genes.select_genes`
@@ -152,6 +166,7 @@ def predict_slide(
     png : genes to draw, as ``<out>.<gene>.png``
     ome_tiff : image of the grid to write too, a channel per gene; not with `spots`
     save_map : file to keep the slide's feature map in; only with a bank of maps
+    preview : picture of tissue and places, written before anything is encoded, and kept if that fails
     device : ``auto``, ``cpu`` or ``cuda``
     search : ``auto``, ``exact`` or ``annoy``
     k : neighbors to average, by default the bank's
@@ -171,11 +186,12 @@ def predict_slide(
         _check_count(name, number)
     out = default_output(slide) if out is None else Path(out)
     png = list(dict.fromkeys([png] if isinstance(png, str) else png))
-    csv_path, ome_path, map_path = (
-        None if path is None else Path(path) for path in (csv, ome_tiff, save_map)
+    csv_path, ome_path, map_path, preview_path = (
+        None if path is None else Path(path) for path in (csv, ome_tiff, save_map, preview)
     )
     asked = asked_for(
-        mpp=mpp, spots=spots, pitch_um=pitch_um, genes=genes, png=png, device=device, search=search, k=k,
+        mpp=mpp, tissue_mask=tissue_mask, spots=spots, pitch_um=pitch_um, genes=genes, png=png,
+        device=device, search=search, k=k,
         weighting=weighting, batch_size=batch_size,
     )  # fmt: skip
     if spots is not None and pitch_um is not None:
@@ -198,10 +214,16 @@ def predict_slide(
         raise SettingError(what, "leave it out, or build the bank with --pooling map")
     outputs = [path for path in (out, csv_path, ome_path, map_path, *png_paths) if path is not None]
     gene_list = genes if isinstance(genes, str) and is_file(Path(genes)) else None
-    inputs = [Path(path) for path in (slide, opened_bank.path, spots, gene_list) if path is not None]
+    inputs = [
+        Path(path) for path in (slide, opened_bank.path, spots, gene_list, tissue_mask) if path is not None
+    ]
+    # The preview is a product of its own: it stays if the run fails.
+    at_once = [] if preview_path is None else [preview_path]
     kept_path = checkpoint_path(out)
-    refuse_same_file(inputs, [*outputs, kept_path, *([] if log is None else [Path(log)])])
+    refuse_same_file(inputs, [*outputs, *at_once, kept_path, *([] if log is None else [Path(log)])])
     _refuse_existing(outputs, kept_path, overwrite=overwrite)
+    for path in at_once:
+        refuse_existing(path, overwrite=overwrite)
     k = settings.k if k is None else k
     if not 1 <= k <= opened_bank.n_refs:
         what = f"--k {k} is not between 1 and the bank's {opened_bank.n_refs} references"
@@ -213,7 +235,7 @@ def predict_slide(
         # Another run may have ended since.
         _refuse_existing(outputs, kept_path, overwrite=overwrite)
         with stage("open"):
-            subject = stack.enter_context(open_subject(slide, mpp))
+            subject = stack.enter_context(open_subject(slide, mpp, tissue_mask))
         if isinstance(subject.source, MapFile):
             subject.source.refuse_foreign(opened_bank)
             if map_path is not None:
@@ -224,10 +246,17 @@ def predict_slide(
             is_map = settings.pooling == "map"
             finest_um = encoders.cell_um(settings.um_per_px) if is_map else max(subject.mpp)
             pitch_um = float(settings.pitch_um if pitch_um is None else pitch_um)
-            places = places_on_grid(subject, subject.tissue(), pitch_um, finest_um)
+            try:
+                places = places_on_grid(subject, subject.tissue(), pitch_um, finest_um)
+            except NoTissueError:
+                if preview_path is not None:
+                    draw_run_preview(preview_path, subject, None)
+                raise
         else:
             places = places_from_file(subject, spots, settings.spot_diameter_um)
         log_event("places", **places.record)
+        if preview_path is not None:
+            draw_run_preview(preview_path, subject, places)
         notice_guesses(notices, subject, places, opened_bank, encoders)
         is_map_file = isinstance(subject.source, MapFile)
         fingerprint = slide_fingerprint(subject.path, None if is_map_file else subject.sha256)
@@ -280,6 +309,7 @@ def predict_slide(
         png_paths,
         ome_path,
         map_path,
+        preview_path,
         len(places.names),
         len(chosen),
         tuple(notices.texts),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
+from importlib.metadata import version
 
 import h5py
 import numpy as np
@@ -38,12 +39,18 @@ def plain_name(name: str) -> str:
     return readable if readable.strip(". ") else "unnamed"
 
 
-def software_versions() -> dict[str, str]:
-    """Return the versions of everything a result depends on."""
+def software_versions(reader: str | None = None) -> dict[str, str]:
+    """Return the versions of everything a result depends on.
+
+    Parameters
+    ----------
+    reader : the library that decoded the slide; tifffile and its codecs are listed where it was that
+    """
     import openslide
 
     from stinfer.onnx_runtime import ort
 
+    readers = ("tifffile", "imagecodecs") if reader == "tifffile" else ()
     return {
         "stinfer": stinfer.__version__,
         "python": platform.python_version(),
@@ -52,4 +59,5 @@ def software_versions() -> dict[str, str]:
         "onnxruntime": str(ort.__version__),
         "openslide": str(openslide.__library_version__),
         "pillow": pillow_version,
+        **{name: version(name) for name in readers},
     }

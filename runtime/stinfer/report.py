@@ -20,6 +20,7 @@ from stinfer.picture import GeneMap
 from stinfer.places import Places
 from stinfer.predict import confidence_from_distance
 from stinfer.prediction import NeighborFile, PredictionTable, SlideImage, iter_expression
+from stinfer.preview import draw_preview
 from stinfer.record import Notices, plain_name, software_versions
 from stinfer.subject import Subject
 
@@ -39,11 +40,17 @@ def notice_guesses(
     settings = bank.settings
     if encoders.fallback:
         notices.add(f"running on the CPU: {encoders.fallback}")
+    for remark in slide.remarks:
+        notices.add(remark)
+    pen_mm2 = slide.tissue().pen_mm2(slide.mpp)
+    if pen_mm2:
+        notices.add(f"{pen_mm2:.2g} mm² have the colours of a pen and are not taken for tissue")
     if slide.said_mpp is not None and any(
         abs(said / used - 1) > MPP_TOLERANCE for said, used in zip(slide.said_mpp, slide.mpp, strict=True)
     ):
         notices.add(
-            f"the slide says {slide.said_mpp[0]:g} µm per pixel; --mpp {slide.mpp[0]:g} is used instead"
+            f"the slide says {shown_mpp(slide.said_mpp)} µm per pixel; --mpp {shown_mpp(slide.mpp)} is used "
+            "instead"
         )
     wanted_um = settings.um_per_px
     if max(slide.mpp) > 1.5 * wanted_um:
@@ -113,6 +120,19 @@ def gene_map(
     )
 
 
+def draw_run_preview(path: Path, slide: Subject, places: Places | None) -> None:
+    """Draw the slide's tissue, and the places where there are any, and write it at once."""
+    draw_preview(
+        path,
+        slide.hires,
+        slide.tissue(),
+        slide.size_l0,
+        np.empty((0, 2)) if places is None else places.centers_l0,
+        (1.0, 1.0) if places is None else extent_l0(places.mark_um, slide.mpp),
+        square=places is None or places.square,
+    )
+
+
 def grid_image(
     names: tuple[str, ...], chosen: I64, bank: Bank, neighbors: NeighborFile, places: Places, subject: Subject
 ) -> GridImage:
@@ -143,6 +163,25 @@ def grid_image(
     return GridImage(names, UNIT, lattice.n_rows, lattice.n_columns, pitch_um, lambda _: next(found))
 
 
+def shown_mpp(mpp: tuple[float, float]) -> str:
+    """Write a scale: one number, or those of x and y."""
+    return f"{mpp[0]:g}" if mpp[0] == mpp[1] else f"{mpp[0]:g},{mpp[1]:g}"
+
+
+def _tissue_record(slide: Subject) -> dict[str, Any]:
+    tissue = slide.tissue()
+    given = {"file": tissue.given_name, "sha256": tissue.given_sha256} if tissue.given_sha256 else {}
+    return {
+        "source": "given by the user" if given else "found on the slide",
+        **given,
+        "mask": tissue.mask,
+        "l0_per_px_x": tissue.l0_per_px[0],
+        "l0_per_px_y": tissue.l0_per_px[1],
+        "chroma_threshold": tissue.threshold,
+        "pen_mm2": tissue.pen_mm2(slide.mpp),
+    }
+
+
 def _map_record(subject: Subject) -> dict[str, str]:
     if not isinstance(subject.source, MapFile):
         return {}
@@ -171,6 +210,7 @@ def run_record(
             "mpp_x_um": slide.mpp[0],
             "mpp_y_um": slide.mpp[1],
             "mpp_source": slide.mpp_source,
+            **({} if slide.reader is None else {"reader": slide.reader}),
         },
         "bank": {
             "name": plain_name(bank.path.name),
@@ -180,6 +220,7 @@ def run_record(
         },
         "run": arguments,
         "places": places.record,
+        "tissue": _tissue_record(slide),
         "notices": list(notices.texts),
-        "software": software_versions(),
+        "software": software_versions(slide.reader),
     }

@@ -72,6 +72,7 @@ class Slide:
     source : its pixels
     mpp : µm per level-0 pixel, x and y
     mpp_source : where the scale comes from, for the record
+    reader : the library that decodes it, for the record
     said_mpp : what the file says, where that was overridden
     remarks : what was converted, guessed or left out when it was opened, in words
 
@@ -87,6 +88,7 @@ class Slide:
         source: Source,
         mpp: tuple[float, float],
         mpp_source: str,
+        reader: str,
         *,
         said_mpp: tuple[float, float] | None = None,
         remarks: tuple[str, ...] = (),
@@ -94,6 +96,7 @@ class Slide:
         self.path = path
         self.mpp = mpp
         self.mpp_source = mpp_source
+        self.reader = reader
         self.said_mpp = said_mpp
         self.remarks = remarks
         self.size_l0 = source.levels[0].size
@@ -183,14 +186,16 @@ def open_slide(
         if given is not None:
             # A print resolution, as 72 dpi, says nothing that could be contradicted.
             said = found if found is not None and is_possible(found) else None
-            return Slide(path, opened.source, given, BY_USER, said_mpp=said, remarks=opened.remarks)
+            return Slide(
+                path, opened.source, given, BY_USER, opened.reader, said_mpp=said, remarks=opened.remarks
+            )
         if found is None:
             raise ScaleUnknownError(path, opened.magnification)
         check_mpp(f"the {opened.said_by} of {path}", found)
     except SlideError:
         opened.source.close()
         raise
-    return Slide(path, opened.source, found, opened.said_by, remarks=opened.remarks)
+    return Slide(path, opened.source, found, opened.said_by, opened.reader, remarks=opened.remarks)
 
 
 def check_mpp(said_by: str, mpp: tuple[float, float], mpp_max_um: float = MPP_MAX_UM) -> None:

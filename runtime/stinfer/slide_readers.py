@@ -10,11 +10,18 @@ import numpy as np
 import openslide
 from PIL import Image
 
+from stinfer.contract import F64
 from stinfer.errors import ExtraMissingError, SlideUnreadableError, first_line
 from stinfer.flat_source import open_flat
 from stinfer.openslide_source import GENERIC_TIFF, dicom_file, magnification_in, open_with_openslide
 from stinfer.slide_box import read_box
-from stinfer.slide_scale import RESOLUTION_TAG, mpp_from_description, mpp_from_imagej, mpp_from_resolution
+from stinfer.slide_scale import (
+    METADATA,
+    RESOLUTION_TAG,
+    mpp_from_description,
+    mpp_from_imagej,
+    mpp_from_resolution,
+)
 from stinfer.slide_source import (
     FLAT_LIMIT_PX,
     LARGEST_PX,
@@ -26,6 +33,7 @@ from stinfer.slide_source import (
     swaps_axes,
 )
 from stinfer.tiff_header import CMYK, PALETTE, RGB, YCBCR, TiffHeader, is_tiff, read_tiff_header
+from stinfer.tiff_pixels import refusal
 from stinfer.tiff_source import open_tiff
 
 _COLORS = frozenset({RGB, PALETTE, CMYK, YCBCR})
@@ -36,8 +44,9 @@ _TIFF_VENDORS = (GENERIC_TIFF, "aperio")
 _PILLOW_COMPRESSIONS = frozenset({1, 5, 6, 7, 8, 32773, 32946})
 # Boxes on each axis, and their side in pixels of the level, in which levels are compared.
 _PROBES, _PROBE_PX = 4, 32
-# Two levels are other pictures where this part of what is dark in either is not in both.
-_FOREIGN = 0.5
+# Two levels are other pictures where this part of what is dark in either is not in both; or less of it, if
+# what is light and dark in one does not go with the other either.
+_FOREIGN, _UNLIKE, _CORRELATION = 0.5, 0.1, 0.5
 # Grey levels below white, on average, from which on there is anything to compare.
 _DARK = 3.0
 
@@ -99,16 +108,43 @@ def _open_tiff(path: Path, header: TiffHeader) -> Opened:
     """Read with tifffile; with Pillow what that has no codec for, or if it is not installed."""
     try:
         opened = open_tiff(path)
-    except (ExtraMissingError, SlideUnreadableError):
-        if not _pillow_reads_right(header):
-            raise
-        with contextlib.suppress(SlideUnreadableError):
-            return open_flat(path)
+    except ExtraMissingError as error:
+        if _pillow_reads_right(header):
+            return _open_flat_tiff(path, header)
+        cause = None if header.is_ome else _refusal(header)
+        if cause is not None:  # to install it would not help
+            raise SlideUnreadableError(path, cause) from error
+        raise
+    except SlideUnreadableError:
+        if _pillow_reads_right(header):
+            with contextlib.suppress(SlideUnreadableError):
+                return _open_flat_tiff(path, header)
         raise
     if not 2 <= header.orientation <= 8:
         return opened
-    mpp = opened.mpp[::-1] if opened.mpp is not None and swaps_axes(header.orientation) else opened.mpp
-    return replace(opened, source=TurnedSource(opened.source, header.orientation), mpp=mpp)
+    source = TurnedSource(opened.source, header.orientation)
+    return replace(opened, source=source, mpp=_turned(opened.mpp, header))
+
+
+def _open_flat_tiff(path: Path, header: TiffHeader) -> Opened:
+    """Read with Pillow, which turns pictures and reads resolution tags but no texts."""
+    opened = open_flat(path)
+    said = _turned(_mpp_in_text(header), header)
+    return opened if said is None else replace(opened, mpp=said, said_by=METADATA)
+
+
+def _turned(mpp: tuple[float, float] | None, header: TiffHeader) -> tuple[float, float] | None:
+    return mpp[::-1] if mpp is not None and swaps_axes(header.orientation) else mpp
+
+
+def _mpp_in_text(header: TiffHeader) -> tuple[float, float] | None:
+    return mpp_from_description(header.description) or mpp_from_imagej(header.description, header.resolution)
+
+
+def _refusal(header: TiffHeader) -> str | None:
+    bits = header.bits[0] if len(set(header.bits)) == 1 else header.bits
+    sample_format = header.sample_formats[0] if len(set(header.sample_formats)) == 1 else -1
+    return refusal(header.photometric, bits, sample_format, header.n_samples, header.compression)
 
 
 def _refuse_absurd(path: Path, header: TiffHeader) -> None:
@@ -157,9 +193,7 @@ def _with_scale_of_tags(opened: Opened, header: TiffHeader, vendor: str | None) 
     tags = mpp_from_resolution(header.resolution, header.resolution_unit)
     if vendor == GENERIC_TIFF:
         # What OpenSlide tells of a plain TIFF is its resolution tags; programs write 72 dpi into them.
-        said = mpp_from_description(header.description) or mpp_from_imagej(
-            header.description, header.resolution
-        )
+        said = _mpp_in_text(header)
         if said is not None:
             return replace(opened, mpp=said)
         power = magnification_in(header.description)
@@ -191,7 +225,7 @@ def _without_foreign_levels(opened: Opened) -> Opened:
     kept = [0]
     for level in range(1, len(source.levels)):
         try:
-            is_foreign = _difference(source, kept[-1], level) > _FOREIGN
+            is_foreign = _shows_another_picture(source, kept[-1], level)
         except SlideUnreadableError:
             is_foreign = False  # damaged; said where it is read
         if not is_foreign:
@@ -203,14 +237,13 @@ def _without_foreign_levels(opened: Opened) -> Opened:
     return replace(opened, source=_SelectedSource(source, kept), remarks=(*opened.remarks, remark))
 
 
-def _difference(source: Source, finer: int, coarser: int) -> float:
-    """Compare two levels in boxes all over: 0 where they are the same, 1 where nothing is in common."""
+def _shows_another_picture(source: Source, finer: int, coarser: int) -> bool:
+    """Compare two levels in boxes all over; glass alone says nothing."""
     frame = source.levels[coarser]
     side = (min(_PROBE_PX, frame.size[0]), min(_PROBE_PX, frame.size[1]))
     extent = (side[0] * frame.scale[0], side[1] * frame.scale[1])
     size_px = (max(side[0] // 4, 1), max(side[1] // 4, 1))
-    apart = dark = 0.0
-    n_values = 0
+    shades: tuple[list[F64], list[F64]] = ([], [])
     for row in range(_PROBES):
         for column in range(_PROBES):
             x, y = (
@@ -219,10 +252,14 @@ def _difference(source: Source, finer: int, coarser: int) -> float:
                     (column, row), frame.origin, frame.size, frame.scale, extent, strict=True
                 )
             )
-            fine, coarse = (
-                255.0 - read_box(source, level, (x, y), extent, size_px) for level in (finer, coarser)
-            )
-            apart += float(np.abs(fine - coarse).sum())
-            dark += float(np.maximum(fine, coarse).sum())
-            n_values += fine.size
-    return apart / dark if dark > _DARK * n_values else 0.0
+            for found, level in zip(shades, (finer, coarser), strict=True):
+                box = read_box(source, level, (x, y), extent, size_px)
+                found.append(np.subtract(255.0, box, dtype=np.float64).ravel())
+    fine, coarse = (np.concatenate(found) for found in shades)
+    dark = float(np.maximum(fine, coarse).mean())
+    if dark < _DARK:
+        return False
+    unlike = float(np.abs(fine - coarse).mean()) / dark
+    if unlike <= _UNLIKE or min(float(fine.std()), float(coarse.std())) == 0:
+        return unlike > _FOREIGN
+    return unlike > _FOREIGN or float(np.corrcoef(fine, coarse)[0, 1]) < _CORRELATION

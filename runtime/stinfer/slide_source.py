@@ -75,6 +75,7 @@ class Opened:
     source : its pixels
     mpp : µm per level-0 pixel, x and y, as the file says; None where it does not
     said_by : where in the file, for messages and the record
+    reader : the library that decodes it, for the record
     magnification : of the objective, as the file says; None where it does not
     remarks : what was converted, guessed or left out, in words
     """
@@ -82,6 +83,7 @@ class Opened:
     source: Source
     mpp: tuple[float, float] | None
     said_by: str
+    reader: str
     magnification: float | None = None
     remarks: tuple[str, ...] = ()
 

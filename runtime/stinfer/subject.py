@@ -16,6 +16,7 @@ from stinfer.map_file import MapFile, MapSubject, is_map
 from stinfer.record import plain_name
 from stinfer.slide import Slide, open_slide
 from stinfer.tissue import TissueMask, find_tissue
+from stinfer.tissue_file import read_tissue_mask
 
 HIRES_PX = 2000
 LOWRES_PX = 600
@@ -27,6 +28,7 @@ class Subject:
     Parameters
     ----------
     source : open slide, or open map
+    tissue_mask : file of the user's own mask; None to find the tissue
 
     Attributes
     ----------
@@ -44,7 +46,7 @@ class Subject:
         (height, width, 3) uint8 RGB thumbnails.
     """
 
-    def __init__(self, source: Slide | MapFile) -> None:
+    def __init__(self, source: Slide | MapFile, tissue_mask: Path | None = None) -> None:
         self.source = source
         self.path = source.path
         self.size_l0 = source.size_l0
@@ -60,6 +62,9 @@ class Subject:
             self.name = plain_name(source.path.name)
             self.sha256 = sha256_file(source.path) if source.path.is_file() else ""
             self.mpp_source = source.mpp_source
+            if tissue_mask is not None:
+                # Read before any long work.
+                self._tissue = read_tissue_mask(tissue_mask, source)
             self.hires = source.thumbnail(HIRES_PX)
             self.lowres = _reduced(self.hires, LOWRES_PX)
 
@@ -67,6 +72,16 @@ class Subject:
     def said_mpp(self) -> tuple[float, float] | None:
         """What the slide's file says of its scale, where the user said something else."""
         return self.source.said_mpp if isinstance(self.source, Slide) else None
+
+    @property
+    def reader(self) -> str | None:
+        """The library that decodes the slide; None of a map."""
+        return self.source.reader if isinstance(self.source, Slide) else None
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What was converted, guessed or left out when the slide was opened, in words."""
+        return self.source.remarks if isinstance(self.source, Slide) else ()
 
     def tissue(self) -> TissueMask:
         """Find the tissue, once."""
@@ -98,27 +113,33 @@ def _reduced(image: U8, longest_px: int) -> U8:
 
 
 @contextlib.contextmanager
-def open_subject(path: str | Path, mpp: float | None) -> Iterator[Subject]:
+def open_subject(
+    path: str | Path, mpp: float | tuple[float, float] | None, tissue_mask: str | Path | None = None
+) -> Iterator[Subject]:
     """Open a slide or a saved map.
 
     Parameters
     ----------
     path : slide or map
-    mpp : µm per level-0 pixel, where the slide does not say or is wrong
+    mpp : µm per level-0 pixel, or those of x and y, where the slide does not say or is wrong
+    tissue_mask : file of the user's own mask
 
     Raises
     ------
-    SlideError, MapError
+    SlideError, MapError, TissueMaskError
         It cannot be used.
     SettingError
-        A scale is given for a map, whose cells have theirs.
+        A scale or a mask is given for a map, whose cells have theirs.
     """
     path = Path(path)
     if is_map(path):
         if mpp is not None:
-            what = f"--mpp {mpp:g} is given for map {path}, whose cells were cut at the scale it holds"
+            what = f"--mpp is given for map {path}, whose cells were cut at the scale it holds"
+            raise SettingError(what, "leave it out, or predict from the slide itself")
+        if tissue_mask is not None:
+            what = f"--tissue-mask is given for map {path}, whose cells were weighed by the mask it holds"
             raise SettingError(what, "leave it out, or predict from the slide itself")
         yield Subject(MapFile(path))
         return
     with open_slide(path, mpp) as slide:
-        yield Subject(slide)
+        yield Subject(slide, None if tissue_mask is None else Path(tissue_mask))

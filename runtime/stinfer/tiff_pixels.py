@@ -50,6 +50,11 @@ class PixelKind:
     alpha: int = 0
     palette: U8 | None = None
 
+    @property
+    def blank(self) -> int:
+        """What samples are that stand for white, or for a palette's first colour."""
+        return 0 if self.palette is not None or self.photometric == _CMYK else 2**self.used_bits - 1
+
     def to_rgb(self, samples: AnyArray) -> U8:
         """Turn samples into colours.
 

@@ -29,7 +29,7 @@ DAMAGE = (
     struct.error,
 )
 # Decoded tiles and strips that are kept, since neighboring boxes share them.
-_CACHE_BYTES = 128 * 2**20
+_CACHE_BYTES = 64 * 2**20
 # Rows of an uncompressed image that are read at once.
 _RAW_ROWS = 64
 _SEPARATE_PLANES = 2
@@ -74,6 +74,8 @@ class TiffPlane:
         Width and height, px.
     n_samples : int
         Per pixel.
+    blank : int
+        What samples are where a tile was never written.
 
     Raises
     ------
@@ -87,6 +89,7 @@ class TiffPlane:
         self._path, self._page, self._cache = path, page, cache
         self.size = (int(page.imagewidth), int(page.imagelength))
         self.n_samples = int(page.samplesperpixel)
+        self.blank = 0
         self._separate = self.n_samples > 1 and page.planarconfig == _SEPARATE_PLANES
         self._raw = (
             not page.is_tiled
@@ -117,14 +120,14 @@ class TiffPlane:
 
         Returns
         -------
-        (height, width, n_samples) of the page's own type; 0 where a tile was never written
+        (height, width, n_samples) of the page's own type
 
         Raises
         ------
         SlideUnreadableError
             A tile is damaged.
         """
-        out = np.zeros((height, width, self.n_samples), dtype=self._page.dtype)
+        out = np.full((height, width, self.n_samples), self.blank, dtype=self._page.dtype)
         with self._cache.lock:
             if self._raw:
                 self._read_raw(out, x, y)

@@ -121,6 +121,8 @@ class _Reader:
         first = [TiffPlane(self._path, page, self._cache) for page in main]
         kind = self._kind(main, first, ome)
         planes, levels = self._levels(first, main, candidates)
+        for plane in (plane for level in planes for plane in level):
+            plane.blank = kind.blank
         source = TiffSource(self._file, planes, levels, kind)
         page = main[0]
         resolution, unit = _resolution(page)
@@ -130,7 +132,7 @@ class _Reader:
         if mpp is None:
             mpp, said_by = mpp_from_resolution(resolution, unit), RESOLUTION_TAG
         power = magnification(description) if "AppMag" in description else None
-        return Opened(source, mpp, said_by, power, tuple(self._remarks))
+        return Opened(source, mpp, said_by, "tifffile", power, tuple(self._remarks))
 
     def _pages(self) -> list[Any]:
         """Load the pages in their order, as far as they are whole and do not repeat."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from stinfer.contract import F32, F64, U8, Bool
+from stinfer.mask_shapes import dilated, eroded, integral, without_small_holes, without_small_pieces
+from stinfer.pen import pen_colored
 from stinfer.slide import Slide
 
 THUMBNAIL_UM_PER_PX = 8.0
@@ -21,6 +23,14 @@ DENSITY_FLOOR = 0.12
 GAP_UM = 100.0
 # What is narrower than this is dust or a fibre, not tissue.
 SPECK_UM = 50.0
+# A smaller piece of tissue holds no spot, unless it is much of a small picture.
+LEAST_PIECE_UM2, LEAST_PIECE_SHARE = 20_000.0, 0.1
+# A smaller hole is a part of the tissue.
+LEAST_HOLE_UM2 = 10_000.0
+# A stroke of a pen is wider than this and larger than a dot of 0.67 mm; its edges are blurred.
+PEN_WIDTH_UM = 50.0
+LEAST_PEN_UM2 = 350_000.0
+PEN_EDGE_UM = 50.0
 
 
 @dataclass(frozen=True)
@@ -31,12 +41,17 @@ class TissueMask:
     ----------
     mask : (height, width), true on tissue
     l0_per_px : level-0 pixels per mask pixel, x and y
-    threshold : chroma above which a pixel is tissue, 0 to 1
+    threshold : chroma above which a pixel is tissue, 0 to 1; 0 of a mask that was given
+    n_pen_px : mask pixels that are left out since they are a pen's
+    given_name, given_sha256 : of the file that the mask was given as; empty where it was found
     """
 
     mask: Bool
     l0_per_px: tuple[float, float]
     threshold: float
+    n_pen_px: int = 0
+    given_name: str = ""
+    given_sha256: str = ""
 
     def fraction(self, centers_l0: F64, extent_l0: tuple[float, float]) -> F32:
         """Measure the part of each box that is tissue.
@@ -50,7 +65,7 @@ class TissueMask:
         -------
         (n,), 0 to 1; what lies beyond the slide counts as glass
         """
-        total = _integral(self.mask.astype(np.float64))
+        total = integral(self.mask.astype(np.float64))
         height, width = self.mask.shape
         scale = np.asarray(self.l0_per_px)
         half = np.maximum(np.asarray(extent_l0) / scale / 2, 0.5)
@@ -85,8 +100,14 @@ class TissueMask:
 
     def area_mm2(self, mpp: tuple[float, float]) -> float:
         """Return the tissue's area in mm²."""
-        pixel_um2 = self.l0_per_px[0] * mpp[0] * self.l0_per_px[1] * mpp[1]
-        return float(self.mask.sum()) * pixel_um2 / 1e6
+        return float(self.mask.sum()) * self._pixel_mm2(mpp)
+
+    def pen_mm2(self, mpp: tuple[float, float]) -> float:
+        """Return the area in mm² that is left out since a pen was there."""
+        return self.n_pen_px * self._pixel_mm2(mpp)
+
+    def _pixel_mm2(self, mpp: tuple[float, float]) -> float:
+        return self.l0_per_px[0] * mpp[0] * self.l0_per_px[1] * mpp[1] / 1e6
 
 
 def find_tissue(slide: Slide) -> TissueMask:
@@ -94,10 +115,13 @@ def find_tissue(slide: Slide) -> TissueMask:
 
     1. Read the slide at about 8 µm per pixel.
     2. Chroma of a pixel: its largest minus its smallest channel. Glass is grey, stain is not.
-    3. Threshold it by Otsu's method, never below `CHROMA_FLOOR`, so that an empty slide stays empty.
+    3. Find the strokes of pens by their colour; see `stinfer.pen`. They are no tissue, nor does anything
+       below see them.
+    4. Threshold chroma by Otsu's method, never below `CHROMA_FLOOR`, so that an empty slide stays empty.
        A pixel must also be denser than the slide's glass by `DENSITY_FLOOR`. Where even the brightest
        colour is not that of glass, the slide has none, and what is coloured at all is tissue.
-    4. Close gaps of up to 100 µm, such as fat cells; then open, which removes specks below 50 µm.
+    5. Close gaps of up to 100 µm, such as fat cells; then open, which removes specks below 50 µm.
+    6. Fill small holes and remove small pieces.
 
     References
     ----------
@@ -108,18 +132,33 @@ def find_tissue(slide: Slide) -> TissueMask:
     longest_px = min(max(round(longest_um / THUMBNAIL_UM_PER_PX), 1), THUMBNAIL_LONGEST_PX)
     thumbnail = slide.thumbnail(longest_px)
     l0_per_px = (width / thumbnail.shape[1], height / thumbnail.shape[0])
+    um_per_px = (l0_per_px[0] * slide.mpp[0], l0_per_px[1] * slide.mpp[1])
     chroma = chroma_of(thumbnail)
     glass = brightest_color(thumbnail)
-    if np.ptp(glass) / 255 > GLASS_CHROMA:
-        # Tissue from edge to edge: there are no two classes to tell apart.
-        glass, threshold = np.full(3, 255.0), CHROMA_FLOOR
-    else:
-        threshold = max(otsu_threshold(chroma), CHROMA_FLOOR)
-    um_per_px = (l0_per_px[0] * slide.mpp[0], l0_per_px[1] * slide.mpp[1])
+    has_glass = bool(np.ptp(glass) / 255 <= GLASS_CHROMA)
+    if not has_glass:
+        glass = np.full(3, 255.0)
+    density = density_over_glass(thumbnail, glass)
+    pen = _pen_strokes(density, um_per_px)
+    # Without glass, tissue reaches from edge to edge: there are no two classes to tell apart.
+    threshold = max(otsu_threshold(chroma[~pen]), CHROMA_FLOOR) if has_glass else CHROMA_FLOOR
+    is_colored = (chroma > threshold) & (density.sum(axis=2) > DENSITY_FLOOR)
+    stained = is_colored & ~pen
     gap_px, speck_px = (_radius_px(size_um, um_per_px) for size_um in (GAP_UM, SPECK_UM))
-    stained = (chroma > threshold) & (density_over_glass(thumbnail, glass) > DENSITY_FLOOR)
-    mask = _eroded(_dilated(stained, gap_px), gap_px)
-    return TissueMask(_dilated(_eroded(mask, speck_px), speck_px), l0_per_px, threshold)
+    mask = eroded(dilated(stained, gap_px), gap_px) & ~pen
+    mask = dilated(eroded(mask, speck_px), speck_px) & ~pen
+    pixel_um2 = um_per_px[0] * um_per_px[1]
+    mask = without_small_holes(mask, LEAST_HOLE_UM2 / pixel_um2) & ~pen
+    mask = without_small_pieces(mask, min(LEAST_PIECE_UM2 / pixel_um2, LEAST_PIECE_SHARE * mask.size))
+    return TissueMask(mask, l0_per_px, threshold, n_pen_px=int((is_colored & pen).sum()))
+
+
+def _pen_strokes(density: F32, um_per_px: tuple[float, float]) -> Bool:
+    """Find strokes of pens: ink's colour, as wide and large as a stroke, and its blurred edges."""
+    width_px, edge_px = (_radius_px(size_um, um_per_px) for size_um in (PEN_WIDTH_UM, 2 * PEN_EDGE_UM))
+    strokes = dilated(eroded(pen_colored(density), width_px), width_px)
+    strokes = without_small_pieces(strokes, LEAST_PEN_UM2 / (um_per_px[0] * um_per_px[1]))
+    return dilated(strokes, edge_px) if strokes.any() else strokes
 
 
 def chroma_of(pixels: U8) -> F32:
@@ -161,10 +200,9 @@ def density_over_glass(pixels: U8, glass: F64) -> F32:
 
     Returns
     -------
-    (height, width), optical density (decadic), sum of the three channels; negative where brighter
+    (height, width, 3), optical density (decadic) of each channel; negative where brighter
     """
-    density = np.log10((glass + 1.0) / (pixels + np.float32(1.0)))
-    return np.asarray(density.sum(axis=2), dtype=np.float32)
+    return np.asarray(np.log10((glass + 1.0) / (pixels + np.float32(1.0))), dtype=np.float32)
 
 
 def otsu_threshold(values: F32) -> float:
@@ -195,32 +233,5 @@ def _shares(n_cells: int, cell_px: float, n_px: int) -> F32:
     return np.asarray(np.maximum(covered, 0.0) / cell_px, dtype=np.float32)
 
 
-def _integral(values: F64) -> F64:
-    padded = np.zeros((values.shape[0] + 1, values.shape[1] + 1), dtype=np.float64)
-    padded[1:, 1:] = values.cumsum(axis=0).cumsum(axis=1)
-    return padded
-
-
 def _radius_px(size_um: float, um_per_px: tuple[float, float]) -> tuple[int, int]:
     return round(size_um / um_per_px[0] / 2), round(size_um / um_per_px[1] / 2)
-
-
-def _dilated(mask: Bool, radius_px: tuple[int, int]) -> Bool:
-    """Set every pixel with a set pixel in the box of 2 radius + 1 pixels, x and y, around it."""
-    return np.asarray(_box_sum(mask, radius_px) > 0)
-
-
-def _eroded(mask: Bool, radius_px: tuple[int, int]) -> Bool:
-    """Keep the pixels whose whole box is set; beyond the border the mask goes on as it is."""
-    return np.asarray(_box_sum(~mask, radius_px) == 0)
-
-
-def _box_sum(mask: Bool, radius_px: tuple[int, int]) -> F64:
-    """Count the set pixels in the box around each pixel, cut at the border."""
-    total = _integral(mask.astype(np.float64))
-    height, width = mask.shape
-    y, x = np.arange(height), np.arange(width)
-    reach_x, reach_y = radius_px
-    y0, y1 = np.maximum(y - reach_y, 0)[:, None], np.minimum(y + reach_y + 1, height)[:, None]
-    x0, x1 = np.maximum(x - reach_x, 0)[None, :], np.minimum(x + reach_x + 1, width)[None, :]
-    return np.asarray(total[y1, x1] - total[y0, x1] - total[y1, x0] + total[y0, x0], dtype=np.float64)

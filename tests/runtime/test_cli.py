@@ -87,7 +87,7 @@ def test_genes_from_a_file_keep_the_order_of_the_bank(tmp_path: Path) -> None:
         ([BOARD], "does not say how many µm one pixel is", "--mpp"),
         ([BOARD, "--mpp", "30"], "--mpp gives 30 µm per pixel", "--mpp 0.5 for a 20x scan"),
         ([str(DATA / "glass.png"), "--mpp", "5"], "no tissue found", "--spots"),
-        ([BANK, "--mpp", "5"], "no image that OpenSlide or Pillow knows", "JPEG, PNG or TIFF"),
+        ([BANK, "--mpp", "5"], "it is an HDF5 file, and no map", "JPEG, PNG or TIFF"),
         ([BOARD, "--mpp", "5", "--genes", "RAD"], "RAD (nearest: RED)", "bank info"),
         ([BOARD, "--mpp", "5", "--device", "cuda"], "--device cuda", "--device cpu"),
         ([BOARD, "--mpp", "5", "--spots", "none.csv"], "none.csv: the file does not exist", "x,y"),

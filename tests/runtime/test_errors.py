@@ -19,6 +19,7 @@ EXAMPLES = [
     errors.ScaleUnknownError(PATH),
     errors.ScaleImpossibleError("file.svs", (352.8, 352.8), 0.05, 20.0),
     errors.NoTissueError(PATH, "nothing is stained"),
+    errors.TissueMaskError(PATH, "it is empty"),
     errors.SpotsFormatError(PATH, "it is empty"),
     errors.SpotsOutsideError(PATH, 2, 9, "10x2", 3.25, (100, 50)),
     errors.ModelFormatError("file.svs", "it is cut short"),

@@ -14,8 +14,9 @@ from stinfer.contract import F32, U8, MapTraits, ModelCard
 from stinfer.encoder import Encoder
 from stinfer.errors import SettingError
 from stinfer.feature_map import SlideCells
+from stinfer.flat_source import FlatSource
 from stinfer.lattice import cells_under, lay_lattice
-from stinfer.slide import Slide, _FlatSource
+from stinfer.slide import Slide
 
 DATA = Path(__file__).parents[1] / "data"
 # Its cells are the mean R, G and B of 4 x 4 pixels.
@@ -29,7 +30,7 @@ def encoder() -> Encoder:
 
 
 def slide_of(pixels: U8, mpp: tuple[float, float]) -> Slide:
-    return Slide(Path("slide.svs"), _FlatSource(Image.fromarray(pixels)), mpp, "test")
+    return Slide(Path("slide.svs"), FlatSource(Image.fromarray(pixels)), mpp, "test", "pillow")
 
 
 def noise(height: int, width: int, seed: int = 0) -> U8:
