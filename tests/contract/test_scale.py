@@ -209,7 +209,8 @@ def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(
     n_map = len(expected["p.map.h5"])  # the checkpoint holds the same cells, and nearly as many bytes
     room = {"encoding": n_map // 3, "the map and the neighbors": n_map * 3 // 2}.get(moment)
     if room is None:
-        room = 2 * n_map + len(expected["p.h5ad"]) + n_map // 4
+        # Checkpoint and map, the neighbors of 2,809 places at k = 63, and half of the prediction.
+        room = 2 * n_map + 2809 * 63 * 12 + len(expected["p.h5ad"]) // 2
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={room}", "tmpfs", disk]
