@@ -9,6 +9,7 @@ from stinfer.bank import Bank
 from stinfer.embed import open_encoder
 from stinfer.encoder import Device, Encoder
 from stinfer.files import sha256_file
+from stinfer.memory import return_large_blocks
 from stinfer.neighbors import Search, SearchChoice, choose_search
 
 
@@ -30,6 +31,7 @@ class OpenBank:
     def __init__(
         self, path: str | Path, *, device: Device, threads: int | None, search: SearchChoice
     ) -> None:
+        return_large_blocks()
         self.bank = Bank.open(path)
         self._device: Device = device
         self._threads = threads

@@ -223,6 +223,8 @@ def predict_slide(
                 what = f"--save-map: {subject.path} is a map already"
                 raise SettingError(what, "leave it out")
         encoder, searcher = opened.encoder, opened.searcher
+        if settings.pooling == "map":
+            stack.callback(encoder.release_memory)
         if spots is None:
             finest_um = (
                 cell_um(encoder, settings.um_per_px) if settings.pooling == "map" else max(subject.mpp)
