@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -13,18 +12,6 @@ import pytest
 from stinfer.errors import OutputExistsError, OutputWriteError, SettingError
 from stinfer.record import Notices
 from stinfer.run_log import log_event, logged_slide, logging_to, stage
-
-
-@pytest.fixture(autouse=True)
-def _logging_as_a_library_has_it() -> Iterator[None]:
-    """As it is before a command has set it up."""
-    logger = logging.getLogger("stinfer")
-    before = (logger.handlers, logger.level, logger.propagate)
-    logger.handlers, logger.propagate = [], True
-    logger.setLevel(logging.NOTSET)
-    yield
-    logger.handlers, logger.propagate = before[0], before[2]
-    logger.setLevel(before[1])
 
 
 def lines_of(path: Path) -> list[dict]:
