@@ -214,11 +214,11 @@ def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(
     whole.mkdir()
     run(*arguments(whole), encoded_px=480)
     expected = contents(whole)
-    n_map = len(expected["p.map.h5"])  # the checkpoint holds the same cells, and nearly as many bytes
+    n_map = len(expected["p.map.h5"])
     room = {"encoding": n_map // 3, "the map and the neighbors": n_map * 3 // 2}.get(moment)
     if room is None:
         # Checkpoint and map, the neighbors of 2,809 places at k = 63, and half of the prediction.
-        room = 2 * n_map + 2809 * 63 * 12 + len(expected["p.h5ad"]) // 2
+        room = cell_bytes(whole / "p.map.h5") + n_map + 2809 * 63 * 12 + len(expected["p.h5ad"]) // 2
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={room}", "tmpfs", disk]
