@@ -51,7 +51,9 @@ def write_network(path: Path) -> None:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     traits = MapTraits(1, (0.0, 0.0))
-    card = ModelCard("network", 224, CHANNELS[-1], CHANNELS[-1], STRIDE_PX, "", "fp32", traits, "")
+    card = ModelCard(
+        "network", 224, CHANNELS[-1], CHANNELS[-1], STRIDE_PX, "", "fp32", map_traits=traits, map_refusal=""
+    )
     helper.set_model_props(model, card.to_props())
     onnx.checker.check_model(model)
     path.write_bytes(model.SerializeToString(deterministic=True))
