@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from typing import Literal, get_args
@@ -169,6 +170,16 @@ class Encoder:
             cause = f"its head gives shape {found.shape}, its card says dim {self.card.dim}"
             raise ModelFormatError(self._source, cause)
         return found
+
+    def release_memory(self) -> None:
+        """Give back what regions have taken; the next one takes it anew."""
+        options = ort.RunOptions()
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        side_px = 8 * self.card.stride
+        nothing = np.zeros((1, side_px, side_px, 3), dtype=np.uint8)
+        # Where this fails, memory is kept, and that is all.
+        with contextlib.suppress(*ORT_ERRORS):
+            self._session.run([MODEL_FEATURES], {MODEL_INPUT: nothing}, options)
 
     @property
     def window_dim(self) -> int:

@@ -180,6 +180,12 @@ class EncoderStack:
             parts.append(_projected(_mean(views), member))
         return np.concatenate(parts, axis=1)
 
+    def release_memory(self) -> None:
+        """Give back what regions have taken; patches take the same every time, and keep it."""
+        if self.pooling == "map":
+            for member in self.members:
+                member.encoder.release_memory()
+
     def _check_maps(self) -> None:
         for member in self.members:
             card = member.encoder.card

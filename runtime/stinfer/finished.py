@@ -80,7 +80,7 @@ def asked_for(
 
     Parameters
     ----------
-    mpp, spots, tissue_mask, pitch_um, genes, png : see `stinfer.predict_slide`; a file stands for what it holds
+    mpp, spots, tissue_mask, pitch_um, genes, png : see `stinfer.predict_slide`; a file is what it holds
     others : texts, numbers and None; those that change no result are left out
     """
     if isinstance(genes, str):

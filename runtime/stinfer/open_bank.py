@@ -10,6 +10,7 @@ from stinfer.embed import open_encoders
 from stinfer.encoder import Device
 from stinfer.encoder_stack import EncoderStack
 from stinfer.files import sha256_file
+from stinfer.memory import return_large_blocks
 from stinfer.neighbors import Search, SearchChoice, choose_search
 
 
@@ -31,6 +32,7 @@ class OpenBank:
     def __init__(
         self, path: str | Path, *, device: Device, threads: int | None, search: SearchChoice
     ) -> None:
+        return_large_blocks()
         self.bank = Bank.open(path)
         self._device: Device = device
         self._threads = threads

@@ -242,6 +242,7 @@ def predict_slide(
                 what = f"--save-map: {subject.path} is a map already"
                 raise SettingError(what, "leave it out")
         encoders, searcher = opened.encoders, opened.searcher
+        stack.callback(encoders.release_memory)
         if spots is None:
             is_map = settings.pooling == "map"
             finest_um = encoders.cell_um(settings.um_per_px) if is_map else max(subject.mpp)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import logging
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -27,6 +29,18 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"{folder} is not there")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_a_library_has_it() -> Iterator[None]:
+    """As it is before a command has set it up, whatever ran before."""
+    logger = logging.getLogger("stinfer")
+    before = (logger.handlers, logger.level, logger.propagate)
+    logger.handlers, logger.propagate = [], True
+    logger.setLevel(logging.NOTSET)
+    yield
+    logger.handlers, logger.propagate = before[0], before[2]
+    logger.setLevel(before[1])
 
 
 @pytest.fixture(autouse=True)

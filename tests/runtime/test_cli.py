@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -176,6 +177,36 @@ def test_a_terminated_run_leaves_nothing_but_the_checkpoint(tmp_path: Path) -> N
     )
     assert done.returncode == 128 + 15
     assert [path.name for path in tmp_path.iterdir()] == ["p.h5ad.checkpoint"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 128 + 15), (signal.SIGINT, 1)])
+def test_a_signal_while_patches_are_encoded_ends_the_run_after_the_step_it_is_at(
+    tmp_path: Path, number: int, code: int
+) -> None:
+    script = (
+        "import time, stinfer.encoder as e\n"
+        "real, n = e.Encoder.embed, 0\n"
+        "def slow(*a):\n"
+        "    global n\n"
+        "    n += 1\n"
+        "    print(n, flush=True)\n"
+        "    time.sleep(0.2)\n"
+        "    return real(*a)\n"
+        "e.Encoder.embed = slow\n"
+        "from stinfer.cli import run_main; run_main()"
+    )
+    arguments = [BOARD, "--bank", BANK, "--mpp", "5", "--out", "p.h5ad", "--batch-size", "1", "--quiet"]
+    command = [sys.executable, "-c", script, *arguments]
+    child = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for _ in range(4):
+        child.stdout.readline()
+    child.send_signal(number)
+    out, said = child.communicate(timeout=60)
+    assert child.returncode == code
+    assert out.count("\n") <= 1  # of the 21 others, at most the one that had just begun
+    assert [path.name for path in tmp_path.iterdir()] == ["p.h5ad.checkpoint"]
+    assert "of 25 batches are kept in p.h5ad.checkpoint: run the same command again to go on there" in said
+    assert "Traceback" not in said
 
 
 def test_nothing_is_written_to_the_home_folder(tmp_path: Path) -> None:

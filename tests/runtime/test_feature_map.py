@@ -131,6 +131,13 @@ def test_a_stripe_is_found_where_it_is(encoder: Encoder, mpp: tuple[float, float
             assert located_um == pytest.approx(middle_um, abs=cell_um / 4)
 
 
+def test_memory_that_is_given_back_changes_no_bit(encoder: Encoder) -> None:
+    pixels = noise(256, 512, seed=6)[np.newaxis]
+    before = encoder.features(pixels)
+    encoder.release_memory()
+    assert encoder.features(pixels).tobytes() == before.tobytes()
+
+
 # --- regions --------------------------------------------------------------------------------------
 
 
