@@ -2,8 +2,8 @@
 
 Run it with the `bank` extra and annoy installed: ``python tests/make_fixtures.py``. The files it made are
 kept in git for good. `board_v1.h5` was made by the program that wrote banks of format version 1,
-`board_v2.h5` and `board_map_v2.h5` by that of version 2. They cannot be made again: a later program must still read them,
-and predict what those did.
+`board_v2.h5` and `board_map_v2.h5` by that of version 2. They cannot be made again: a later program must
+still read them, and predict what those did.
 
 The one section of every bank is a board of 6 columns and 5 rows of squares in plain colours; a spot in
 column c and row r has the colour (60 + 20 c, 40 + 25 r, 150), c + 1 counts of RED, r + 1 of GREEN, and so

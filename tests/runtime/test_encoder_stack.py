@@ -194,9 +194,7 @@ def test_halves_are_rounded_up(mean: Encoder) -> None:
 
 
 @pytest.mark.parametrize("region_px", [8, 36, 4000])
-def test_members_lie_side_by_side_each_where_it_sees(
-    leaning: Encoder, mean: Encoder, region_px: int
-) -> None:
+def test_members_lie_side_by_side_each_where_it_sees(leaning: Encoder, mean: Encoder, region_px: int) -> None:
     pixels = noise(64, 80)
     one, other = leaning_by_hand(pixels), means_by_hand(pixels)
     found = map_of(pixels, [Member(leaning), Member(mean)], region_px)

@@ -11,14 +11,14 @@ import pytest
 from stinfer.bank import Bank
 from stinfer.contract import MapTraits, ModelCard
 from stinfer.encoder import Encoder
+from stinfer.encoder_stack import map_traits
 from stinfer.errors import ModelFormatError
-from stinfer.feature_map import map_traits
 
 DATA = Path(__file__).parents[1] / "data"
-CELLS = Bank.open(DATA / "board_map.h5").model()
+CELLS = Bank.open(DATA / "board_map.h5").models()[0]
 HEADED = (DATA / "max_color.onnx").read_bytes()
-PATCHES = Bank.open(DATA / "board.h5").model()
-CARD = ModelCard("mean_cells", 8, 3, 3, 4, "", "fp32", MapTraits(2, (0.5, -7.25), b"\x00head\xff"), "")
+PATCHES = Bank.open(DATA / "board.h5").models()[0]
+CARD = ModelCard("mean_cells", 8, 3, 3, 4, "", "fp32", (), MapTraits(2, (0.5, -7.25), b"\x00head\xff"), "")
 
 _PROPS_FIELD = 14  # of an ONNX model, in protobuf's wire format
 
@@ -78,7 +78,7 @@ def test_a_card_of_a_map_comes_back() -> None:
 
 
 def test_a_card_that_refuses_a_map_comes_back_with_its_reason() -> None:
-    card = ModelCard("vit", 224, 3, 0, 0, "", "fp32", None, "it has no cells")
+    card = ModelCard("vit", 224, 3, 0, 0, "", "fp32", (), None, "it has no cells")
     assert card.to_props()["stinfer.map_refusal"] == "it has no cells"
     assert "stinfer.map_halo_cells" not in card.to_props()
     assert ModelCard.from_props(card.to_props()) == card

@@ -325,7 +325,7 @@ def test_more_genes_than_are_held_at_once_come_in_order(
 def test_an_image_that_cannot_be_is_refused_before_anything_is_encoded(
     tmp_path: Path, board: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(open_bank, "open_encoder", None)
+    monkeypatch.setattr(open_bank, "open_encoders", None)
     arguments = {"out": tmp_path / "p.h5ad", "mpp": MPP, "ome_tiff": tmp_path / "p.ome.tif"}
     spots = spots_file(tmp_path, {"a": center(0, 0)})
     with pytest.raises(SettingError, match="--spots gives places that are none"):
