@@ -15,6 +15,7 @@ import stinfer
 from stinfer.bank import Bank
 from stinfer.embed import open_encoders
 from stinfer.errors import BankAlteredError, BankFormatError, ModelFormatError
+from stinfer.inspect_bank import describe_bank
 from stinfer.integrity import hash_arrays
 from stinfer.stain import Stain
 
@@ -104,6 +105,7 @@ SETTINGS = [
     ({"reductions": [3]}, r"reductions is \(3,\), expected each of \(1, 2\)"),
     ({"reductions": [-1]}, r"reductions is \(-1,\)"),
     ({"reductions": [1, 2]}, "each with its model"),
+    ({"reductions": [2]}, r"a bank of patches has reductions \(2,\), expected 1 of each model"),
     ({"reductions": None}, "reductions"),
     ({"preset": None}, "preset"),
     (
@@ -138,6 +140,16 @@ def test_settings_of_version_3_come_back(map_copy: Path) -> None:
         "leave-one-section-out",
         "supervised",
     )
+
+
+def test_info_says_how_each_model_sees_the_tissue(map_copy: Path) -> None:
+    same = [[0, 1, 2, 0, 1, 2], [3, 4, 5, 3, 4, 5]]
+    craft_models(map_copy, CELLS, CELLS, windows=same, orientations=[1, 8], reductions=[1, 2])
+    sha256 = hashlib.sha256(CELLS).hexdigest()
+    said = (
+        f"mean_cells, SHA-256 {sha256}; mean_cells in 8 orientations at 20.000 µm per pixel, SHA-256 {sha256}"
+    )
+    assert said in describe_bank(Bank.open(map_copy))
 
 
 def test_two_models_in_place_of_one_change_the_settings_of_version_2_not(tmp_path: Path) -> None:

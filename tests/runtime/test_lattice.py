@@ -143,6 +143,12 @@ def test_regions_of_steps_by_hand() -> None:
     # last row of steps ends at cell 10, beyond the lattice's 9.
     found = plan_bands(needed, 5, 2, step_cells=2)
     assert found == [[Region(2, 4, 4, 6)], [Region(8, 10, 0, 2), Region(8, 10, 10, 12)]]
+    # Two steps of no need between them cost less than two halos of a step, and three do not.
+    needed = np.zeros((12, 2), dtype=bool)
+    needed[0, 0] = needed[7, 0] = True
+    assert plan_bands(needed, 100, 2, step_cells=2) == [[Region(0, 8, 0, 2)]]
+    needed[8, 0], needed[7, 0] = True, False
+    assert plan_bands(needed, 100, 2, step_cells=2) == [[Region(0, 2, 0, 2)], [Region(8, 10, 0, 2)]]
 
 
 @pytest.mark.parametrize("shape", [(40, 60), (41, 59), (1, 1), (2, 3)])
