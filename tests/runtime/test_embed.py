@@ -10,11 +10,12 @@ import pytest
 
 from stinfer.bank import Bank
 from stinfer.contract import F32, F64
-from stinfer.embed import FieldOfView, iter_map_embeddings, open_encoders
+from stinfer.embed import FieldOfView, iter_map_embeddings, iter_patch_embeddings, open_encoders
 from stinfer.encoder import Encoder
 from stinfer.encoder_stack import EncoderStack, Member
 from stinfer.feature_map import Band, Progress, plan_windows
 from stinfer.lattice import Lattice
+from stinfer.slide import open_slide
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -160,6 +161,26 @@ def test_projecting_cells_then_averaging_is_averaging_then_projecting(
     before = embed(projected, features @ projection, tissue, centers, (2.5, 7.0), shape)
     assert after.shape == before.shape == (40, 4)
     np.testing.assert_allclose(before, after, rtol=1e-5, atol=1e-5)
+
+
+def test_every_member_gets_the_same_field_of_view_in_its_own_size(encoders: EncoderStack) -> None:
+    leaning = Encoder((DATA / "leaning_cells.onnx").read_bytes(), "m.onnx", device="cpu", threads=1)
+    stack = EncoderStack([*encoders.members, Member(leaning, orientations=4)], "patch")
+    view = FieldOfView("patch", (150.0,), "square", 150 / 8)
+    centers = np.random.default_rng(4).uniform(100, 260, (7, 2))
+    with open_slide(DATA / "board.png", 5.0) as slide:
+        found = list(iter_patch_embeddings(slide, centers, stack, view, 3, None))
+        # 150 µm are 30 px of 5 µm, seen as 8 and 12 px.
+        patches = {
+            side: np.stack([slide.read((x - 15, y - 15), (30, 30), (side, side)) for x, y in centers])
+            for side in (8, 12)
+        }
+    assert [places.tolist() for places, _ in found] == [[0, 1, 2], [3, 4, 5], [6]]
+    values = np.concatenate([embeddings for _, embeddings in found])
+    np.testing.assert_allclose(values[:, :3], patches[8].mean(axis=(1, 2)), rtol=1e-5)
+    views = [patches[12][:, ::y, ::x] for y in (1, -1) for x in (1, -1)]
+    turned = np.mean([leaning.embed(np.ascontiguousarray(view)) for view in views], axis=0)
+    np.testing.assert_allclose(values[:, 3:], turned, rtol=1e-5)
 
 
 def test_windows_in_µm_become_windows_of_cells() -> None:
