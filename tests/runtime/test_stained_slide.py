@@ -104,6 +104,12 @@ def test_no_more_than_48_squares_are_read_evenly_over_the_tissue() -> None:
     # 95 pixels, of which every second is one of 48: those from 1 to 95.
     read = read_squares(mask, (1.0, 1.0))
     assert [square[0] for square in read] == [10 * column + 5 - 100 for column in range(1, 96, 2)]
+    # Of 49 the one in the middle is left out.
+    mask[2, 50:] = False
+    read = read_squares(mask, (1.0, 1.0))
+    assert [square[0] for square in read] == [
+        10 * column + 5 - 100 for column in range(1, 50) if column != 25
+    ]
 
 
 def test_a_slide_without_tissue_or_of_one_colour_has_no_stains() -> None:
