@@ -1,8 +1,9 @@
 """Make the small banks and slides in `tests/data`, whose predictions can be worked out by hand.
 
 Run it with the `bank` extra and annoy installed: ``python tests/make_fixtures.py``. The files it made are
-kept in git for good. `board_v1.h5` was made by the program that wrote banks of format version 1, and cannot
-be made again: a later program must still read it, and predict what it did.
+kept in git for good. `board_v1.h5` was made by the program that wrote banks of format version 1,
+`board_v2.h5` and `board_map_v2.h5` by that of version 2. They cannot be made again: a later program must
+still read them, and predict what those did.
 
 The one section of every bank is a board of 6 columns and 5 rows of squares in plain colours; a spot in
 column c and row r has the colour (60 + 20 c, 40 + 25 r, 150), c + 1 counts of RED, r + 1 of GREEN, and so
@@ -12,6 +13,9 @@ many of REST that its total is 100. So log1p CP10K of RED is log(1 + 100 (c + 1)
 - `board_map.h5`: a map at 10 µm per pixel, as the section itself has, whose cells are the mean colours of
   4 x 4 px: 40 µm. A window of 200 µm is a square of the board, one of 600 µm that and its neighbors.
 - `max_color.onnx`: the same cells, but a head makes the largest channel of their mean the embedding.
+- `square_cells.onnx`: the same cells; their moments are the mean squares of the mean colours of 2 x 2 px.
+- `leaning_cells.onnx`: cells of 4 x 4 px that see 8 px across, from their own left edge on, and 10 px down,
+  to their own lower edge; weighted means of green, heavier to the right, and red, heavier to the bottom.
 """
 
 from __future__ import annotations
@@ -68,7 +72,7 @@ def write_mean_cells_model(path: Path) -> None:
     nodes, features = _cells()
     nodes.append(helper.make_node("ReduceMean", ["features"], ["embedding"], axes=[2, 3], keepdims=0))
     embedding = helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["n", 3])
-    card = ModelCard("mean_cells", 8, 3, 3, CELL_PX, "", "fp32", MapTraits(0, (0.0, 0.0)), "")
+    card = ModelCard("mean_cells", 8, 3, 3, CELL_PX, "", "fp32", (), MapTraits(0, (0.0, 0.0)), "")
     path.write_bytes(_pixel_model(nodes, [embedding, features], card))
 
 
@@ -80,8 +84,50 @@ def write_max_color_model(path: Path) -> None:
     head = _model(helper.make_graph([largest], "head", [means], [embedding]), {})
     nodes, features = _cells()
     nodes.append(helper.make_node("ReduceMean", ["features"], ["means"], axes=[2, 3], keepdims=0))
-    card = ModelCard("max_color", 8, 1, 3, CELL_PX, "", "fp32", MapTraits(0, (0.0, 0.0), head), "")
+    card = ModelCard("max_color", 8, 1, 3, CELL_PX, "", "fp32", (), MapTraits(0, (0.0, 0.0), head), "")
     path.write_bytes(_pixel_model([*nodes, largest], [embedding, features], card))
+
+
+def write_square_cells_model(path: Path) -> None:
+    """Write an encoder with the same cells and the mean squares of means of 2 x 2 pixels."""
+    nodes, features = _cells()
+    half = CELL_PX // 2
+    nodes += [
+        helper.make_node(
+            "AveragePool", ["channels_first"], ["means"], kernel_shape=[half] * 2, strides=[half] * 2
+        ),
+        helper.make_node("Mul", ["means", "means"], ["squares"]),
+        helper.make_node("AveragePool", ["squares"], ["moments_0"], kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("ReduceMean", ["features"], ["embedding"], axes=[2, 3], keepdims=0),
+    ]
+    embedding = helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["n", 3])
+    moments = helper.make_tensor_value_info("moments_0", TensorProto.FLOAT, ["n", 3, "rows", "columns"])
+    traits = MapTraits(0, (0.0, 0.0))
+    card = ModelCard("square_cells", 8, 3, 3, CELL_PX, "", "fp32", (3,), traits, "")
+    path.write_bytes(_pixel_model(nodes, [embedding, features, moments], card))
+
+
+def write_leaning_cells_model(path: Path) -> None:
+    """Write an encoder whose cells see more to their right and above them; without a bias, it pads by 0."""
+    weights = np.zeros((2, 3, 10, 8), dtype=np.float32)
+    weights[0, 1] = 1 + np.arange(8)  # green, heavier to the right
+    weights[1, 0] = 1 + np.arange(10)[:, np.newaxis]  # red, heavier to the bottom
+    weights /= weights.sum(axis=(1, 2, 3), keepdims=True)
+    nodes = [
+        helper.make_node("Cast", ["pixels"], ["values"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["values"], ["channels_first"], perm=[0, 3, 1, 2]),
+        helper.make_node(
+            "Conv", ["channels_first", "weights"], ["features"], pads=[6, 0, 0, 4], strides=[CELL_PX] * 2
+        ),
+        helper.make_node("ReduceMean", ["features"], ["embedding"], axes=[2, 3], keepdims=0),
+    ]
+    features = helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", 2, "rows", "columns"])
+    embedding = helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["n", 2])
+    # The middle of what a cell sees: 4 px from its left edge, 1 px above its upper edge.
+    traits = MapTraits(2, (2.0, -3.0))
+    card = ModelCard("leaning_cells", 12, 2, 2, CELL_PX, "", "fp32", (), traits, "")
+    constants = [onnx.numpy_helper.from_array(weights, "weights")]
+    path.write_bytes(_pixel_model(nodes, [embedding, features], card, constants))
 
 
 def _cells() -> tuple[list[onnx.NodeProto], onnx.ValueInfoProto]:
@@ -95,9 +141,14 @@ def _cells() -> tuple[list[onnx.NodeProto], onnx.ValueInfoProto]:
     return nodes, helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", 3, "rows", "columns"])
 
 
-def _pixel_model(nodes: list[onnx.NodeProto], outputs: list[onnx.ValueInfoProto], card: ModelCard) -> bytes:
+def _pixel_model(
+    nodes: list[onnx.NodeProto],
+    outputs: list[onnx.ValueInfoProto],
+    card: ModelCard,
+    constants: list[onnx.TensorProto] | None = None,
+) -> bytes:
     pixels = helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["n", "height", "width", 3])
-    return _model(helper.make_graph(nodes, card.backbone, [pixels], outputs), card.to_props())
+    return _model(helper.make_graph(nodes, card.backbone, [pixels], outputs, constants), card.to_props())
 
 
 def _model(graph: onnx.GraphProto, props: dict[str, str]) -> bytes:
@@ -131,23 +182,25 @@ def build_board_banks(folder: Path, out: Path) -> None:
     plain = {"metric": "none", "distance": "euclidean", "k": 4, "weighting": "inverse"}
     patches = BankPlan("her2st", 200.0, 100.0, pooling="patch", fov_um=(100.0,), **plain)
     write_mean_color_model(folder / "mean_color.onnx")
-    build_bank(iter_sections(data), patches, folder / "mean_color.onnx", out / "board.h5", overwrite=True)
+    build_bank(iter_sections(data), patches, [folder / "mean_color.onnx"], out / "board.h5", overwrite=True)
     cells = BankPlan("her2st", 200.0, 100.0, pooling="map", fov_um=(200.0, 600.0), **plain)
     write_mean_cells_model(folder / "mean_cells.onnx")
     # At the scale of every real bank a cell would be 2.75 µm, which divides no square of the board.
     with patch("stinfer_export.bank_plan.DEFAULT_UM_PER_PX", UM_PER_PX):
         build_bank(
-            iter_sections(data), cells, folder / "mean_cells.onnx", out / "board_map.h5", overwrite=True
+            iter_sections(data), cells, [folder / "mean_cells.onnx"], out / "board_map.h5", overwrite=True
         )
 
 
 def main(folder: Path) -> None:
-    """Write all fixtures but `board_v1.h5`."""
+    """Write all fixtures but those of older versions."""
     folder.mkdir(exist_ok=True)
     # Twice as fine as the banks' section: 5 µm per pixel.
     board(2 * SQUARE_PX, 2 * BORDER_PX).save(folder / "board.png", optimize=True)
     Image.new("RGB", (300, 300), (244, 243, 245)).save(folder / "glass.png", optimize=True)
     write_max_color_model(folder / "max_color.onnx")
+    write_square_cells_model(folder / "square_cells.onnx")
+    write_leaning_cells_model(folder / "leaning_cells.onnx")
     with tempfile.TemporaryDirectory() as scratch:
         build_board_banks(Path(scratch), folder)
 

@@ -45,6 +45,8 @@ DAMAGE = (
 )
 # The last version that had one model.
 _ONE_MODEL = 2
+# Of a stain: how far from 1 its directions' lengths may be, the least sine between them, the largest amount.
+_UNIT_SLACK, _LEAST_APART, _MAX_AMOUNT = 1e-6, 1e-3, 1000.0
 # The one column of `var` that is text; scanpy calls it so too.
 GENE_IDS = "gene_ids"
 
@@ -357,12 +359,22 @@ def _fits(metric: AffineMetric, embedding: F32) -> bool:
 
 
 def _stain_fits(stain: Stain | None) -> bool:
-    return stain is None or (
-        stain.directions.shape == (2, 3)
-        and stain.amounts.shape == (2,)
-        and all(values.dtype == np.float64 for values in (stain.directions, stain.amounts))
-        and bool(np.isfinite(stain.directions).all() and (stain.amounts > 0).all())
-        and bool(np.isfinite(np.linalg.inv(stain.basis)).all())
+    if stain is None:
+        return True
+    directions, amounts = stain.directions, stain.amounts
+    if directions.shape != (2, 3) or amounts.shape != (2,):
+        return False
+    # Bounded before anything is computed of them.
+    if not (
+        (np.abs(directions) < 1 + _UNIT_SLACK).all() and ((amounts > 0) & (amounts <= _MAX_AMOUNT)).all()
+    ):
+        return False
+    lengths = np.linalg.norm(directions, axis=1)
+    apart = np.linalg.norm(np.cross(directions[0], directions[1]))
+    return bool(
+        directions.dtype == amounts.dtype == np.float64
+        and (np.abs(lengths - 1) < _UNIT_SLACK).all()
+        and apart > _LEAST_APART
     )
 
 

@@ -119,4 +119,6 @@ def _first(names: Sequence[str]) -> str:
 
 
 def _shown(value: Any) -> str:
-    return ",".join(f"{one:g}" for one in value) if isinstance(value, list) else f"{value}"
+    if not isinstance(value, list):
+        return f"{value}"
+    return ",".join(one if isinstance(one, str) else f"{one:g}" for one in value)

@@ -416,6 +416,9 @@ def _check_settings(values: Mapping[str, Any]) -> None:
     if values["pooling"] == "patch" and (len(values["fov_um"]) != 1 or values["window"] != "square"):
         msg = f"a bank of patches has windows {values['fov_um']}, {values['window']}, expected one square"
         raise ValueError(msg)
+    if values["pooling"] == "patch" and set(values["reductions"]) != {1}:
+        msg = f"a bank of patches has reductions {values['reductions']}, expected 1 of each model"
+        raise ValueError(msg)
     largest_px = _LARGEST_PATCH_PX if values["pooling"] == "patch" else _LARGEST_WINDOW_PX
     if not 0.5 < values["fov_um"][-1] / values["um_per_px"] <= largest_px:
         msg = f"fov_um is {values['fov_um']} at {values['um_per_px']} µm per px: not 1 to {largest_px} px"

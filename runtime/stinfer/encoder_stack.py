@@ -216,10 +216,8 @@ class EncoderStack:
 
     def _cells_of(self, member: Member, pixels: U8) -> F32:
         halo, reduction = map_traits(member.encoder).halo_cells, member.reduction
-        # A coarser member's halo is whole cells of its own, from those that the region begins at.
-        spare = (self.halo_cells - halo * reduction) // reduction * reduction
-        inner = self.halo_cells - spare - halo * reduction
-        margin = spare * self.stride
+        # What other members need more of a halo: whole cells of a coarser member's own, as all halos are.
+        margin = (self.halo_cells - halo * reduction) * self.stride
         height, width = (side - 2 * margin for side in pixels.shape[:2])
         views = []
         for view in member.views:
@@ -230,10 +228,7 @@ class EncoderStack:
             cells = _turned_back(features.transpose(1, 2, 0), view)
             views.append(cells[halo : cells.shape[0] - halo, halo : cells.shape[1] - halo])
         mean = _projected(np.ascontiguousarray(_mean(views)), member)
-        if reduction == 1:
-            return mean
-        whole = mean.repeat(reduction, axis=0).repeat(reduction, axis=1)
-        return whole[inner : whole.shape[0] - inner, inner : whole.shape[1] - inner] if inner else whole
+        return mean if reduction == 1 else mean.repeat(reduction, axis=0).repeat(reduction, axis=1)
 
 
 def map_traits(encoder: Encoder) -> MapTraits:

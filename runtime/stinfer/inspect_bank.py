@@ -57,8 +57,10 @@ def describe_bank(bank: Bank) -> str:
 
 def _describe_models(bank: Bank) -> Iterator[str]:
     s = bank.settings
-    for name, sha256, orientations in zip(s.backbones, s.models_sha256, s.orientations, strict=True):
+    models = zip(s.backbones, s.models_sha256, s.orientations, s.reductions, strict=True)
+    for name, sha256, orientations, reduction in models:
         seen = "" if orientations == 1 else f" in {orientations} orientations"
+        seen += "" if reduction == 1 else f" at {reduction * s.um_per_px:.3f} µm per pixel"
         yield f"{name}{seen}, SHA-256 {sha256}"
 
 

@@ -443,8 +443,8 @@ _CASTS = {"str": str, "float": float}
 
 
 def _short(value: object) -> str:
-    text = str(value)
-    return f"{text[:12]}…" if len(text) == _SHA256_DIGITS else text
+    parts = str(value).split("+")
+    return "+".join(f"{part[:12]}…" if len(part) == _SHA256_DIGITS else part for part in parts)
 
 
 def _read_lattice(settings: dict[str, Any]) -> Lattice:

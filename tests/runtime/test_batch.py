@@ -85,7 +85,7 @@ def test_bank_and_model_are_loaded_once(
     tmp_path: Path, slides: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded: list[str] = []
-    for name in ("open_encoder", "choose_search"):
+    for name in ("open_encoders", "choose_search"):
         real = getattr(open_bank, name)
         spy = lambda *a, name=name, real=real, **k: (loaded.append(name), real(*a, **k))[1]  # noqa: E731
         monkeypatch.setattr(open_bank, name, spy)
@@ -94,7 +94,7 @@ def test_bank_and_model_are_loaded_once(
         open_bank.Bank, "open", classmethod(lambda _, path: (loaded.append("bank"), real_open(path))[1])
     )
     predict(slides, tmp_path / "out")
-    assert sorted(loaded) == ["bank", "choose_search", "open_encoder"]
+    assert sorted(loaded) == ["bank", "choose_search", "open_encoders"]
 
 
 def test_a_bug_at_one_slide_is_told_with_its_traceback_and_stops_none(

@@ -10,12 +10,12 @@ import pytest
 
 from stinfer.bank import Bank
 from stinfer.contract import F32, F64
-from stinfer.embed import FieldOfView, check_view, iter_map_embeddings, open_encoder
+from stinfer.embed import FieldOfView, iter_map_embeddings, iter_patch_embeddings, open_encoders
 from stinfer.encoder import Encoder
-from stinfer.errors import SettingError
+from stinfer.encoder_stack import EncoderStack, Member
 from stinfer.feature_map import Band, Progress, plan_windows
 from stinfer.lattice import Lattice
-from stinfer.metric import project
+from stinfer.slide import open_slide
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -37,12 +37,12 @@ class Cells:
 
 
 @pytest.fixture(scope="module")
-def encoder() -> Encoder:
-    return open_encoder(Bank.open(DATA / "board_map.h5"), device="cpu", threads=1)
+def encoders() -> EncoderStack:
+    return open_encoders(Bank.open(DATA / "board_map.h5"), device="cpu", threads=1)
 
 
 def embed(
-    encoder: Encoder,
+    encoders: EncoderStack,
     features: F32,
     tissue: F32,
     centers: F64,
@@ -51,7 +51,7 @@ def embed(
 ) -> F32:
     plan = plan_windows(centers, sides, shape, tissue)
     found: list[np.ndarray | None] = [None] * len(centers)
-    for places, values in iter_map_embeddings(Cells(features), plan, plan.needed, encoder, None):
+    for places, values in iter_map_embeddings(Cells(features), plan, plan.needed, encoders, None):
         for place, value in zip(places, values, strict=True):
             assert found[place] is None
             found[place] = value
@@ -110,14 +110,14 @@ def test_needed_is_tissue_under_the_largest_window_or_all_of_it() -> None:
 # --- embeddings -----------------------------------------------------------------------------------
 
 
-def test_embeddings_by_hand(encoder: Encoder) -> None:
+def test_embeddings_by_hand(encoders: EncoderStack) -> None:
     features = np.zeros((4, 8, 3), dtype=np.float32)
     features[..., 0] = np.arange(8)  # the column
     features[..., 1] = np.arange(4)[:, None]  # the row
     features[..., 2] = 5.0
     tissue = np.zeros((4, 8), dtype=np.float32)
     tissue[0, 0], tissue[1, 1] = 1.0, 0.5
-    found = embed(encoder, features, tissue, np.array([[1.0, 1.0], [6.0, 2.0]]), (2.0, 4.0))
+    found = embed(encoders, features, tissue, np.array([[1.0, 1.0], [6.0, 2.0]]), (2.0, 4.0))
     # The first: cell (0, 0) with weight 1 and (1, 1) with a half, in both windows; the second all 4 of its
     # smaller window, columns 5 and 6, rows 1 and 2, and all 16 of the larger, columns 4 to 7.
     third = 1 / 3
@@ -126,35 +126,61 @@ def test_embeddings_by_hand(encoder: Encoder) -> None:
 
 
 @pytest.mark.parametrize("shape", ["square", "disc"])
-def test_an_embedding_does_not_change_when_other_places_come_or_go(encoder: Encoder, shape: str) -> None:
+def test_an_embedding_does_not_change_when_other_places_come_or_go(
+    encoders: EncoderStack, shape: str
+) -> None:
     features, tissue = random_map()
     random = np.random.default_rng(1)
     centers = random.uniform(0, 1, (60, 2)) * [31, 24]
-    together = embed(encoder, features, tissue, centers, (2.5, 7.0), shape)
+    together = embed(encoders, features, tissue, centers, (2.5, 7.0), shape)
     assert 0 < plan_windows(centers, (2.5, 7.0), shape, tissue).by_area.sum() < 60
     for chosen in ([0], [17, 3], list(range(0, 60, 2)), list(range(59, -1, -1))):
-        some = embed(encoder, features, tissue, centers[chosen], (2.5, 7.0), shape)
+        some = embed(encoders, features, tissue, centers[chosen], (2.5, 7.0), shape)
         np.testing.assert_allclose(some, together[chosen], rtol=1e-5, atol=1e-6)
 
 
-def test_what_lies_outside_of_its_windows_or_off_tissue_is_of_no_effect(encoder: Encoder) -> None:
+def test_what_lies_outside_of_its_windows_or_off_tissue_is_of_no_effect(encoders: EncoderStack) -> None:
     features, tissue = random_map()
     center = np.array([[20.3, 11.8]])
     plan = plan_windows(center, (3.0, 8.0), "square", tissue)
     changed = np.where(plan.needed[..., None], features, np.float32(-77))
-    found = [embed(encoder, values, tissue, center, (3.0, 8.0)) for values in (features, changed)]
+    found = [embed(encoders, values, tissue, center, (3.0, 8.0)) for values in (features, changed)]
     np.testing.assert_array_equal(found[0], found[1])
 
 
 @pytest.mark.parametrize("shape", ["square", "disc"])
-def test_projecting_cells_then_averaging_is_averaging_then_projecting(encoder: Encoder, shape: str) -> None:
+def test_projecting_cells_then_averaging_is_averaging_then_projecting(
+    encoders: EncoderStack, shape: str
+) -> None:
     features, tissue = random_map()
     projection = np.random.default_rng(2).normal(size=(3, 2)).astype(np.float32)
     centers = np.random.default_rng(3).uniform(0, 1, (40, 2)) * [31, 24]
-    after = project(embed(encoder, features, tissue, centers, (2.5, 7.0), shape), projection)
-    before = embed(encoder, features @ projection, tissue, centers, (2.5, 7.0), shape)
+    means = embed(encoders, features, tissue, centers, (2.5, 7.0), shape)
+    after = np.concatenate([means[:, :3] @ projection, means[:, 3:] @ projection], axis=1)
+    projected = EncoderStack([Member(encoders.members[0].encoder, projection=projection)], "map")
+    before = embed(projected, features @ projection, tissue, centers, (2.5, 7.0), shape)
     assert after.shape == before.shape == (40, 4)
     np.testing.assert_allclose(before, after, rtol=1e-5, atol=1e-5)
+
+
+def test_every_member_gets_the_same_field_of_view_in_its_own_size(encoders: EncoderStack) -> None:
+    leaning = Encoder((DATA / "leaning_cells.onnx").read_bytes(), "m.onnx", device="cpu", threads=1)
+    stack = EncoderStack([*encoders.members, Member(leaning, orientations=4)], "patch")
+    view = FieldOfView("patch", (150.0,), "square", 150 / 8)
+    centers = np.random.default_rng(4).uniform(100, 260, (7, 2))
+    with open_slide(DATA / "board.png", 5.0) as slide:
+        found = list(iter_patch_embeddings(slide, centers, stack, view, 3, None))
+        # 150 µm are 30 px of 5 µm, seen as 8 and 12 px.
+        patches = {
+            side: np.stack([slide.read((x - 15, y - 15), (30, 30), (side, side)) for x, y in centers])
+            for side in (8, 12)
+        }
+    assert [places.tolist() for places, _ in found] == [[0, 1, 2], [3, 4, 5], [6]]
+    values = np.concatenate([embeddings for _, embeddings in found])
+    np.testing.assert_allclose(values[:, :3], patches[8].mean(axis=(1, 2)), rtol=1e-5)
+    views = [patches[12][:, ::y, ::x] for y in (1, -1) for x in (1, -1)]
+    turned = np.mean([leaning.embed(np.ascontiguousarray(view)) for view in views], axis=0)
+    np.testing.assert_allclose(values[:, 3:], turned, rtol=1e-5)
 
 
 def test_windows_in_µm_become_windows_of_cells() -> None:
@@ -165,28 +191,26 @@ def test_windows_in_µm_become_windows_of_cells() -> None:
 
 def test_a_head_makes_the_embedding_of_every_window() -> None:
     encoder = Encoder((DATA / "max_color.onnx").read_bytes(), "m.onnx", pooling="map", device="cpu")
+    encoders = EncoderStack([Member(encoder)], "map")
     features = np.zeros((4, 4, 3), dtype=np.float32)
     features[:2] = [10, 0, 40]
     features[2:] = [50, 0, 20]
     tissue = np.ones((4, 4), dtype=np.float32)
-    found = embed(encoder, features, tissue, np.array([[2.0, 1.0], [2.0, 3.0], [2.0, 2.0]]), (2.0, 4.0))
+    found = embed(encoders, features, tissue, np.array([[2.0, 1.0], [2.0, 3.0], [2.0, 2.0]]), (2.0, 4.0))
     # The largest channel of the mean, (30, 0, 30) over all; a mean of largest channels would be 45. The
     # larger windows of the first two reach over the edge: 2 rows of one and 1 of the other.
     mixed = [(2 * 40 + 20) / 3, (2 * 50 + 10) / 3]
     np.testing.assert_allclose(found, [[40, mixed[0]], [50, mixed[1]], [30, 30]], rtol=1e-6)
-    view = FieldOfView("map", (20.0, 40.0), "square", 1.0)
-    assert check_view(view, encoder, None) == 2
-    with pytest.raises(SettingError, match="projection before pooling is not possible with max_color"):
-        check_view(view, encoder, np.ones((3, 2), dtype=np.float32))
 
 
-def test_the_length_of_an_embedding(encoder: Encoder) -> None:
-    patches = Encoder(Bank.open(DATA / "board.h5").model(), "m.onnx", device="cpu")
-    assert check_view(FieldOfView("patch", (100.0,), "square", 12.5), patches, None) == 3
-    two = FieldOfView("map", (20.0, 40.0), "square", 1.0)
-    assert check_view(two, encoder, None) == 6
-    assert check_view(two, encoder, np.ones((3, 2), dtype=np.float32)) == 4
-    with pytest.raises(
-        SettingError, match="mean_color cannot encode a slide as a map: its model file does not"
-    ):
-        check_view(two, patches, None)
+def test_windows_follow_each_other_and_in_each_the_members(encoders: EncoderStack) -> None:
+    headed = Encoder((DATA / "max_color.onnx").read_bytes(), "m.onnx", pooling="map", device="cpu")
+    two = EncoderStack([Member(headed), *encoders.members], "map")
+    features = np.zeros((4, 4, 6), dtype=np.float32)
+    features[:2] = [10, 0, 40, 1, 2, 3]
+    features[2:] = [50, 0, 20, 3, 2, 1]
+    tissue = np.ones((4, 4), dtype=np.float32)
+    found = embed(two, features, tissue, np.array([[2.0, 1.0], [2.0, 2.0]]), (2.0, 4.0))
+    # The first: rows 0 and 1; then those and row 2, the window's fourth lying beyond the slide.
+    first = [40, 1, 2, 3, (2 * 40 + 20) / 3, 5 / 3, 2, 7 / 3]
+    np.testing.assert_allclose(found, [first, [30, 2, 2, 2, 30, 2, 2, 2]], rtol=1e-6)

@@ -12,7 +12,7 @@ from stinfer.bank import Bank
 from stinfer.encoder import Encoder
 from stinfer.errors import ModelFormatError, ProviderUnavailableError
 
-MODEL = Bank.open(Path(__file__).parents[1] / "data" / "board_v1.h5").model()
+MODEL = Bank.open(Path(__file__).parents[1] / "data" / "board_v1.h5").models()[0]
 
 
 def test_the_card_is_read_from_the_file() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import astuple
 
 import numpy as np
 import pytest
 
 from stinfer.geometry import grid_centers
-from stinfer.lattice import Lattice, cells_under, lay_lattice, plan_bands
+from stinfer.lattice import Lattice, Region, cells_under, lay_lattice, plan_bands
 
 
 @pytest.mark.parametrize(
@@ -133,6 +134,53 @@ def test_bands_and_regions_follow_each_other_without_overlap() -> None:
 
 
 # --- cells under squares --------------------------------------------------------------------------
+
+
+def test_regions_of_steps_by_hand() -> None:
+    needed = np.zeros((9, 12), dtype=bool)
+    needed[3, 5] = needed[8, 1] = needed[8, 11] = True
+    # In steps of 2: (1, 2), (4, 0) and (4, 5) of 5 x 6; a side of 5 cells is 2 steps, a halo of 2 is 1. The
+    # last row of steps ends at cell 10, beyond the lattice's 9.
+    found = plan_bands(needed, 5, 2, step_cells=2)
+    assert found == [[Region(2, 4, 4, 6)], [Region(8, 10, 0, 2), Region(8, 10, 10, 12)]]
+    # Two steps of no need between them cost less than two halos of a step, and three do not.
+    needed = np.zeros((12, 2), dtype=bool)
+    needed[0, 0] = needed[7, 0] = True
+    assert plan_bands(needed, 100, 2, step_cells=2) == [[Region(0, 8, 0, 2)]]
+    needed[8, 0], needed[7, 0] = True, False
+    assert plan_bands(needed, 100, 2, step_cells=2) == [[Region(0, 2, 0, 2)], [Region(8, 10, 0, 2)]]
+
+
+@pytest.mark.parametrize("shape", [(40, 60), (41, 59), (1, 1), (2, 3)])
+@pytest.mark.parametrize("side", [1, 2, 7, 12, 100])
+@pytest.mark.parametrize("step", [2, 3])
+def test_regions_begin_and_end_at_steps_and_hold_every_needed_cell_once(
+    shape: tuple[int, int], side: int, step: int
+) -> None:
+    random = np.random.default_rng(side)
+    for share in (0.002, 0.05, 0.6, 1.0):
+        needed = random.random(shape) < share
+        times = np.zeros([length + step for length in shape], dtype=int)
+        last_row = 0
+        for band in plan_bands(needed, side, 2 * step, step):
+            edges = np.array([astuple(region) for region in band])
+            assert (edges % step == 0).all()
+            assert max(max(region.shape) for region in band) <= max(side // step, 1) * step
+            # Bands follow each other, as the map is written from top to bottom.
+            assert edges[:, 0].min() >= last_row
+            last_row = edges[:, 1].max()
+            for region in band:
+                times[region.first_row : region.last_row, region.first_column : region.last_column] += 1
+        assert times.max(initial=0) <= 1
+        assert (times[: shape[0], : shape[1]][needed] == 1).all()
+        # None reaches farther beyond the lattice than to the next step.
+        assert not times[-(-shape[0] // step) * step :].any()
+        assert not times[:, -(-shape[1] // step) * step :].any()
+
+
+def test_a_step_of_one_cell_is_no_step() -> None:
+    needed = np.random.default_rng(5).random((30, 40)) < 0.05
+    assert plan_bands(needed, 7, 1, 1) == plan_bands(needed, 7, 1)
 
 
 def brute_cells(centers: np.ndarray, side: float, shape: tuple[int, int]) -> np.ndarray:

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from stinfer.bank import Bank
-from stinfer.contract import MapTraits, ModelCard
+from stinfer.contract import MapTraits, ModelCard, moment_outputs
 from stinfer.encoder import Encoder
+from stinfer.encoder_stack import map_traits
 from stinfer.errors import ModelFormatError
-from stinfer.feature_map import map_traits
 
 DATA = Path(__file__).parents[1] / "data"
-CELLS = Bank.open(DATA / "board_map.h5").model()
+CELLS = Bank.open(DATA / "board_map.h5").models()[0]
 HEADED = (DATA / "max_color.onnx").read_bytes()
-PATCHES = Bank.open(DATA / "board.h5").model()
-CARD = ModelCard("mean_cells", 8, 3, 3, 4, "", "fp32", MapTraits(2, (0.5, -7.25), b"\x00head\xff"), "")
+# Cells of 4 x 4 px; their moments are the mean squares of the mean colours of 2 x 2 px.
+SQUARES = (DATA / "square_cells.onnx").read_bytes()
+PATCHES = Bank.open(DATA / "board.h5").models()[0]
+CARD = ModelCard("mean_cells", 8, 3, 3, 4, "", "fp32", (), MapTraits(2, (0.5, -7.25), b"\x00head\xff"), "")
 
 _PROPS_FIELD = 14  # of an ONNX model, in protobuf's wire format
 
@@ -78,7 +81,7 @@ def test_a_card_of_a_map_comes_back() -> None:
 
 
 def test_a_card_that_refuses_a_map_comes_back_with_its_reason() -> None:
-    card = ModelCard("vit", 224, 3, 0, 0, "", "fp32", None, "it has no cells")
+    card = ModelCard("vit", 224, 3, 0, 0, "", "fp32", (), None, "it has no cells")
     assert card.to_props()["stinfer.map_refusal"] == "it has no cells"
     assert "stinfer.map_halo_cells" not in card.to_props()
     assert ModelCard.from_props(card.to_props()) == card
@@ -91,11 +94,24 @@ def test_a_card_of_before_there_were_maps_has_none_and_says_why() -> None:
     assert "export it again" in ModelCard.from_props(old).map_refusal
 
 
+def test_moments_come_back_and_are_left_out_where_there_are_none() -> None:
+    card = dataclasses.replace(CARD, moments=(16, 24, 40))
+    props = card.to_props()
+    assert props["stinfer.moments"] == "16 24 40"
+    assert ModelCard.from_props(props) == card
+    # What counts alike: the channels, and each stage's moments.
+    assert card.layers == (3, 16, 24, 40)
+    assert "stinfer.moments" not in CARD.to_props()
+    assert ModelCard.from_props(CARD.to_props()).layers == (3,)
+    assert moment_outputs(3) == ["moments_0", "moments_1", "moments_2"]
+
+
 def test_the_fixtures_cards_are_read() -> None:
     card = opened(CELLS).card
     assert (card.channels, card.stride, card.map_refusal) == (3, 4, "")
     assert map_traits(opened(CELLS)) == MapTraits(0, (0.0, 0.0), b"")
     assert map_traits(opened(HEADED)).head
+    assert opened(SQUARES).card.layers == (3, 3)
 
 
 def test_the_changing_of_metadata_itself_is_not_what_is_refused() -> None:
@@ -127,6 +143,14 @@ BAD = [
     {"map_head": "µ"},
     {"map_head": base64.b64encode(b"no model").decode()},
     {"map_head": base64.b64encode(PATCHES[: len(PATCHES) // 2]).decode()},
+    {"moments": "0"},
+    {"moments": "3 -1"},
+    {"moments": "3 0 3"},
+    {"moments": "1.5"},
+    {"moments": "three"},
+    {"moments": "3,3"},
+    {"moments": "65537"},
+    {"moments": "40000 40000"},
 ]
 
 
@@ -161,6 +185,36 @@ def test_features_are_the_mean_colours_of_squares() -> None:
     assert (found.shape, found.dtype) == ((2, 3, 3, 5), np.float32)
     expected = pixels.reshape(2, 3, 4, 5, 4, 3).mean(axis=(2, 4)).transpose(0, 3, 1, 2)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_moments_follow_the_features() -> None:
+    pixels = np.random.default_rng(2).integers(0, 256, (2, 12, 20, 3), dtype=np.uint8)
+    encoder = opened(SQUARES)
+    found = encoder.features(pixels)
+    assert (found.shape, found.dtype) == ((2, 6, 3, 5), np.float32)
+    halves = pixels.reshape(2, 6, 2, 10, 2, 3).mean(axis=(2, 4))
+    squares = (halves**2).reshape(2, 3, 2, 5, 2, 3).mean(axis=(2, 4))
+    np.testing.assert_allclose(found[:, :3], opened(CELLS).features(pixels), rtol=1e-5)
+    np.testing.assert_allclose(found[:, 3:], squares.transpose(0, 3, 1, 2), rtol=1e-5)
+    # A window's embedding is the mean of both, and a patch's still that of the features.
+    assert encoder.window_dim == 6
+    means = np.arange(12, dtype=np.float32).reshape(2, 6)
+    assert encoder.from_means(means) is means
+    np.testing.assert_allclose(encoder.embed(pixels), pixels.mean(axis=(1, 2)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("moments", ["4", "2", "30"])
+def test_a_card_that_lies_about_its_moments_is_refused(moments: str) -> None:
+    encoder = opened(with_props(SQUARES, moments=moments))
+    with pytest.raises(ModelFormatError, match=rf"\(1, 3, 4, 4\), its card says \(1, {moments}, 4, 4\)"):
+        encoder.features(np.zeros((1, 16, 16, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize(("model", "moments"), [(CELLS, "3"), (SQUARES, "3 3")], ids=["none", "one"])
+def test_a_model_without_the_moments_of_its_card_is_refused(model: bytes, moments: str) -> None:
+    encoder = opened(with_props(model, moments=moments))
+    with pytest.raises(ModelFormatError, match=r"m\.onnx"):
+        encoder.features(np.zeros((1, 16, 16, 3), dtype=np.uint8))
 
 
 @pytest.mark.parametrize("changed", [{"stride": "8"}, {"stride": "2"}, {"channels": "4"}], ids=str)

@@ -31,6 +31,8 @@ from stinfer.prediction import NeighborFile
 DATA = Path(__file__).parents[1] / "data"
 BANK = DATA / "board_map.h5"
 PATCH_BANK = DATA / "board.h5"
+# Made by the program that wrote banks of format version 2; what it predicts must never change.
+SECOND_BANK = DATA / "board_map_v2.h5"
 # The board at 10 µm per pixel, as the bank was made at: squares of 20 px, which are 5 x 5 cells, within a
 # border of 40 px.
 MPP = 10.0
@@ -82,9 +84,10 @@ def contents(path: Path) -> dict[str, object]:
 # --- values ---------------------------------------------------------------------------------------
 
 
-def test_a_spot_on_a_reference_gets_that_reference_alone(tmp_path: Path, board: Path) -> None:
+@pytest.mark.parametrize("bank", [SECOND_BANK, BANK], ids=lambda bank: bank.stem)
+def test_a_spot_on_a_reference_gets_that_reference_alone(tmp_path: Path, board: Path, bank: Path) -> None:
     spots = spots_file(tmp_path, {f"s{c}{r}": center(c, r) for c, r in [(0, 0), (5, 4), (2, 3)]})
-    result = stinfer.predict_slide(board, BANK, out=tmp_path / "p.h5ad", mpp=MPP, spots=spots)
+    result = stinfer.predict_slide(board, bank, out=tmp_path / "p.h5ad", mpp=MPP, spots=spots)
     # GREEN, RED, REST; the section of the bank is this board.
     by_hand = [[expected(1), expected(1), expected(98)]]
     by_hand += [[expected(5), expected(6), expected(89)], [expected(4), expected(3), expected(93)]]
@@ -101,6 +104,19 @@ def test_a_place_between_four_squares_averages_the_four(tmp_path: Path, board: P
     # Its windows are as much of columns 1 and 2 and of rows 1 and 2: they are 10 and 12.5 off its colour.
     by_hand = [np.mean([expected(2), expected(3)])] * 2
     np.testing.assert_allclose(contents(result.path)["X"][0, :2], by_hand, rtol=1e-6)
+
+
+def test_a_bank_of_version_2_predicts_what_todays_does(tmp_path: Path, board: Path, saved: Path) -> None:
+    read = []
+    for slide, mpp in ((board, MPP), (saved, None)):
+        for bank in (SECOND_BANK, BANK):
+            out = tmp_path / f"{slide.stem}.{bank.stem}.h5ad"
+            stinfer.predict_slide(slide, bank, out=out, mpp=mpp, pitch_um=70, search="exact")
+            read.append(contents(out))
+    assert len(read[0]["X"]) > 150
+    for other in read[1:]:
+        np.testing.assert_array_equal(other["X"], read[0]["X"])
+        np.testing.assert_array_equal(other["neighbor_distance"], read[0]["neighbor_distance"])
 
 
 def test_the_grid_lies_on_the_squares(tmp_path: Path, board: Path) -> None:
@@ -325,7 +341,7 @@ def test_more_genes_than_are_held_at_once_come_in_order(
 def test_an_image_that_cannot_be_is_refused_before_anything_is_encoded(
     tmp_path: Path, board: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(open_bank, "open_encoder", None)
+    monkeypatch.setattr(open_bank, "open_encoders", None)
     arguments = {"out": tmp_path / "p.h5ad", "mpp": MPP, "ome_tiff": tmp_path / "p.ome.tif"}
     spots = spots_file(tmp_path, {"a": center(0, 0)})
     with pytest.raises(SettingError, match="--spots gives places that are none"):

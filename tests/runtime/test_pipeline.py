@@ -30,8 +30,9 @@ from stinfer.errors import (
 
 DATA = Path(__file__).parents[1] / "data"
 BANK = DATA / "board.h5"
-# Made by the program that wrote banks of format version 1; what it predicts must never change.
-FIRST_BANK = DATA / "board_v1.h5"
+# Made by the programs that wrote banks of format versions 1 and 2; what they predict must never change.
+FIRST_BANK, SECOND_BANK = DATA / "board_v1.h5", DATA / "board_v2.h5"
+BANKS = [FIRST_BANK, SECOND_BANK, BANK]
 BOARD = DATA / "board.png"
 GLASS = DATA / "glass.png"
 # The board is drawn at 5 µm per pixel: squares of 40 px within a border of 80 px.
@@ -62,7 +63,7 @@ def read_x(path: Path) -> tuple[list[str], list[str], np.ndarray]:
         return names[0], names[1], file["X"][...]
 
 
-@pytest.mark.parametrize("bank", [FIRST_BANK, BANK], ids=lambda bank: bank.stem)
+@pytest.mark.parametrize("bank", BANKS, ids=lambda bank: bank.stem)
 def test_a_spot_on_a_reference_colour_gets_that_reference_alone(
     tmp_path: Path, spots: Path, bank: Path
 ) -> None:
@@ -76,7 +77,7 @@ def test_a_spot_on_a_reference_colour_gets_that_reference_alone(
     np.testing.assert_allclose(x, by_hand, rtol=1e-6)
 
 
-@pytest.mark.parametrize("bank", [FIRST_BANK, BANK], ids=lambda bank: bank.stem)
+@pytest.mark.parametrize("bank", BANKS, ids=lambda bank: bank.stem)
 def test_uniform_weights_average_the_four_nearest(tmp_path: Path, spots: Path, bank: Path) -> None:
     """Colours step by 20 along columns and 25 along rows, so a corner's 4 nearest are known."""
     result = stinfer.predict_slide(
@@ -125,9 +126,10 @@ def test_colours_unlike_the_bank_are_out_of_domain_and_said(tmp_path: Path) -> N
         assert list(file["uns/stinfer/notices"].asstr()[...]) == list(result.notices)
 
 
-def test_a_bank_of_version_1_predicts_what_todays_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize("older", [FIRST_BANK, SECOND_BANK], ids=lambda bank: bank.stem)
+def test_a_bank_of_an_older_version_predicts_what_todays_does(tmp_path: Path, older: Path) -> None:
     read = []
-    for bank in (FIRST_BANK, BANK):
+    for bank in (older, BANK):
         out = tmp_path / f"{bank.stem}.h5ad"
         stinfer.predict_slide(BOARD, bank, out=out, mpp=MPP, pitch_um=50, search="exact")
         with h5py.File(out) as file:

@@ -206,7 +206,7 @@ def test_the_preview_is_there_before_anything_is_encoded_and_stays(tmp_path, mon
         msg = "encoding has begun"
         raise RuntimeError(msg)
 
-    monkeypatch.setattr("stinfer.pipeline.iter_patch_embeddings", fails)
+    monkeypatch.setattr("stinfer.embed_subject.iter_patch_embeddings", fails)
     with pytest.raises(RuntimeError, match="encoding has begun"):
         stinfer.predict_slide(BOARD, BANK, out=tmp_path / "p.h5ad", mpp=MPP, preview=preview)
     assert [path.name for path in tmp_path.iterdir()] == ["preview.png"]
