@@ -138,12 +138,12 @@ def test_the_data_set_given_is_packed(board):
     assert lines[-1] == "wrote reference_bank/her2st.h5: 30 references x 3 genes"
     bank = Bank.open("reference_bank/her2st.h5")
     s = bank.settings
-    assert (s.dataset, s.backbone) == ("her2st", "stain_texture")
+    assert (s.dataset, s.backbones) == ("her2st", ("stain_texture",))
     assert (s.pitch_um, s.spot_diameter_um) == (200, 100)
     assert (s.pooling, s.fov_um, s.window, s.metric) == ("map", (154, 309, 618), "square", "standardize")
     assert bank.spots[0] == "T1_0x0"
     assert bank.genes == ("GREEN", "RED", "REST")
-    assert hashlib.sha256(Path("models/stain_texture.onnx").read_bytes()).hexdigest() == s.model_sha256
+    assert hashlib.sha256(Path("models/stain_texture.onnx").read_bytes()).hexdigest() == s.models_sha256[0]
 
 
 def test_the_data_set_is_found_in_its_place_and_packed_once(board, conversions):
@@ -220,7 +220,7 @@ def _other_bank(board, name, tmp_path):
         values |= {"weighting": "uniform", "gene_join": "intersection", "dataset": "mine"}
         plan = dataclasses.replace(plan, **{name: values[name]})
     module.BANK.parent.mkdir()
-    build_bank(iter_sections(data), plan, model, module.BANK, device="cpu")
+    build_bank(iter_sections(data), plan, [model], module.BANK, device="cpu")
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_a_bank_is_kept_that_says_what_the_backbone_would_have_decided(board):
     _run()
     plan = BankPlan("her2st", 200.0, 100.0, pooling="map", fov_um=(154.0, 309.0, 618.0), metric="standardize")
     module.BANK.parent.mkdir()
-    build_bank(iter_sections(board), plan, Path("models/stain_texture.onnx"), module.BANK, device="cpu")
+    build_bank(iter_sections(board), plan, [Path("models/stain_texture.onnx")], module.BANK, device="cpu")
 
     assert _run(board)[-1] == KEPT
 
@@ -356,7 +356,7 @@ def test_the_model_that_packs(board, conversions, checkpoints, asked, chosen):
         _checkpoint(name)
 
     assert f"packing {board} with models/{chosen}.onnx" in _run(board, asked)
-    assert Bank.open("reference_bank/her2st.h5").settings.backbone == chosen
+    assert Bank.open("reference_bank/her2st.h5").settings.backbones[0] == chosen
 
 
 @pytest.mark.parametrize(
@@ -401,7 +401,7 @@ def test_a_model_file_without_a_checkpoint_packs_when_asked(board, asked):
     fixtures.write_mean_color_model(Path("models/mynet.own.onnx"))
 
     assert f"packing {board} with models/mynet.own.onnx" in _run(board, asked)
-    assert Bank.open("reference_bank/her2st.h5").settings.backbone == "mean_color"
+    assert Bank.open("reference_bank/her2st.h5").settings.backbones == ("mean_color",)
 
 
 def test_a_model_file_without_a_checkpoint_is_not_taken_unasked(board):

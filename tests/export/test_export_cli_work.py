@@ -87,7 +87,7 @@ def test_a_bank_is_built_with_the_defaults_in_a_folder_of_its_own(board):
         6,
         "softmax",
     )
-    assert bank.model() == (board / "mean_color.onnx").read_bytes()
+    assert bank.models() == [(board / "mean_color.onnx").read_bytes()]
 
 
 def test_a_bank_is_of_maps_where_the_model_can(board):
@@ -146,7 +146,7 @@ def test_every_option_reaches_the_bank(board):
     assert (s.pooling, s.fov_um, s.window) == ("map", (1200, 1500.5), "disc")
     assert (s.gene_join, s.metric, s.distance) == ("intersection", "none", "euclidean")
     assert (s.k, s.weighting) == (4, "inverse")
-    assert "model" not in bank.hashes
+    assert not bank.holds_models
     assert bank.projection is None
 
 
@@ -280,7 +280,7 @@ def test_all_packs_with_the_model_asked_for(board):
     output = _succeed("all", "--her2st", board / "data", "--model", "stain_texture")
 
     assert output.splitlines()[-1] == "wrote reference_bank/her2st.h5: 30 references x 3 genes"
-    assert Bank.open("reference_bank/her2st.h5").settings.backbone == "stain_texture"
+    assert Bank.open("reference_bank/her2st.h5").settings.backbones == ("stain_texture",)
 
 
 # Without torch
@@ -293,7 +293,7 @@ def test_all_but_conversion_works_without_torch(board, tmp_path):
 
     bank = _without_torch("bank", "her2st", board / "data", "--model", "stain_texture.onnx", "--out", "b.h5")
     assert (bank.returncode, bank.stdout) == (0, "b.h5: 30 references x 3 genes\n"), bank.stderr
-    assert Bank.open("b.h5").settings.backbone == "stain_texture"
+    assert Bank.open("b.h5").settings.backbones == ("stain_texture",)
 
     _predicted(anndata.read_h5ad(board / "truth.h5ad"))
     counts = board / "data/ST-cnts/T1.tsv"
