@@ -79,7 +79,15 @@ def write_cell_model(path, *, halo_cells=0, refusal="", head=False):
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     traits = MapTraits(halo_cells, (beyond / 2,) * 2, _square_head() if head else b"")
     card = ModelCard(
-        "cells", 224, c, c, CELL_STRIDE_PX, "", "fp32", map_traits=None if refusal else traits, map_refusal=refusal
+        "cells",
+        224,
+        c,
+        c,
+        CELL_STRIDE_PX,
+        "",
+        "fp32",
+        map_traits=None if refusal else traits,
+        map_refusal=refusal,
     )
     helper.set_model_props(model, card.to_props())
     onnx.checker.check_model(model)

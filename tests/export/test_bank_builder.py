@@ -69,7 +69,13 @@ def test_settings_say_how_the_bank_was_made(board_bank, model):
 
     assert (s.dataset, s.backbones, s.pooling, s.patch_px) == ("board", ("mean_color",), "patch", 8)
     assert s.models_sha256 == (hashlib.sha256(model.read_bytes()).hexdigest(),)
-    assert (s.preset, s.orientations, s.reductions, s.stain, s.tuning) == ("custom", (1,), (1,), "none", "none")
+    assert (s.preset, s.orientations, s.reductions, s.stain, s.tuning) == (
+        "custom",
+        (1,),
+        (1,),
+        "none",
+        "none",
+    )
     assert (s.fov_um, s.window, s.um_per_px) == ((100,), "square", 12.5)
     assert (s.pitch_um, s.spot_diameter_um) == (200, 100)
     assert (s.normalization, s.gene_join, s.metric) == ("log1p_cp10k", "union", "none")

@@ -206,7 +206,9 @@ def test_accuracy_is_the_mean_of_the_sections_where_there_is_one():
     places = [0.0, 10, 20, 1, 11, 21, 3, 13, 23]
     expression = np.array([[1, 2, 3, 3, 2, 1, 5, 5, 5], [1, 2, 3, 1, 2, 3, 3, 2, 1]]).T
 
-    found = _calibrate(_line(*places), np.repeat([0, 1, 2], 3), _sparse(expression), "euclidean", 1, "uniform")
+    found = _calibrate(
+        _line(*places), np.repeat([0, 1, 2], 3), _sparse(expression), "euclidean", 1, "uniform"
+    )
 
     assert found.gene_pearson.tolist() == pytest.approx([-1, 1 / 3], abs=1e-6)
     assert found.gene_pearson_sd.tolist() == pytest.approx([0, np.std([1, 1, -1], ddof=1)], abs=1e-6)
@@ -221,6 +223,28 @@ def test_a_prediction_that_is_the_same_everywhere_has_no_accuracy():
     found = _calibrate(embedding, np.repeat([0, 1], 65), _sparse(expression), "cosine", 65, "uniform")
 
     assert np.isnan(found.gene_pearson).all()
+
+
+def test_every_fold_is_searched_in_the_metric_that_was_fitted_for_it():
+    # Section 0 at 0, 10, 20; section 1 at 1, 11, 21. The metric for section 1 turns the others round.
+    codes = np.repeat([0, 1], 3)
+    expression = _sparse([[1], [2], [3], [1], [2], [3]])
+    first, second = np.arange(3), np.arange(3, 6)
+    folds = [
+        Fold(first, second, _line(0, 10, 20), _line(1, 11, 21)),
+        Fold(second, first, _line(1, 11, 21), _line(20, 10, 0)),
+    ]
+
+    found = calibrate(folds, codes, expression, "euclidean", 1, "softmax", 2.5)
+
+    # Section 0 is predicted 1, 2, 3, and section 1 is predicted 3, 2, 1.
+    assert found.gene_pearson.tolist() == pytest.approx([0.0], abs=1e-6)
+    assert found.gene_pearson_sd.tolist() == pytest.approx([np.std([1, -1], ddof=1)])
+    # Distances to all three: 1, 11, 21; 9, 1, 11; 19, 9, 1, and the same the other way round.
+    assert found.domain_k == 3
+    assert found.distance_quantiles[[0, 50, 100]] == pytest.approx([7, 29 / 3, 11])
+    # What was learned is not measured again.
+    assert found.temperature == 2.5
 
 
 # Pearson

@@ -34,6 +34,7 @@ UM_PER_PX = 154 / 224
 WIDTH_PX, HEIGHT_PX = 1990, 1510
 STRIDE_PX = shared.CELL_STRIDE_PX
 GENES = ("A", "B", "C")
+NOT_LEARNED = "the metric is not learned: it needs at least two sections, each of at least 5 spots"
 # A hole in the tissue, wider than the gaps that are filled.
 HOLE = (slice(400, 800), slice(500, 900))
 IN_HOLE = (700.0, 600.0)
@@ -196,6 +197,7 @@ def test_embeddings_are_the_metric_of_projected_means_of_cells(
         "section P1: 1 spots have hardly any tissue in their window of 154 µm; all that is in their windows "
         "is averaged, glass too",
         "union of the sections' genes: 3, all of them listed in every section",
+        NOT_LEARNED,
     )
     projected = (pooled @ bank.projections[0].astype(np.float64)).reshape(24, -1)
     expected = (projected - bank.metric.mean) * bank.metric.components
@@ -359,6 +361,7 @@ def test_notices_are_those_of_each_section(image, tmp_path):
         "section P3: 1 spots have no counts above 0; dropped",
         "section P3: 1 spots have more than 25% of their 100 µm outside the image; dropped",
         "union of the sections' genes: 2, all of them listed in every section",
+        NOT_LEARNED,
     )
     assert bank.spots == ("P1_0x7", "P1_1x7", "P2_0x7", "P2_1x7", "P2_2x7", "P3_0x7")
     assert bank.sections == ("P1", "P1", "P2", "P2", "P2", "P3")
@@ -390,11 +393,11 @@ def test_a_backbone_without_a_map_encodes_patches_and_says_why(tissue_section, t
     model = tmp_path / "deep.onnx"
     write_cell_model(model, refusal="every cell sees the whole image")
 
-    summary, bank = _build([tissue_section], _plan(), model, tmp_path / "a.h5")
+    summary, bank = _build([tissue_section], _plan(fov_um=None), model, tmp_path / "a.h5")
 
     assert summary.notices[0] == "patches are encoded, not a map: every cell sees the whole image"
-    assert (bank.settings.pooling, bank.settings.metric) == ("patch", "standardize")
-    asked = _build([tissue_section], _plan(pooling="patch"), model, tmp_path / "b.h5")
+    assert (bank.settings.pooling, bank.settings.metric) == ("patch", "pca")
+    asked = _build([tissue_section], _plan(pooling="patch", fov_um=None), model, tmp_path / "b.h5")
     assert not [notice for notice in asked[0].notices if notice.startswith("patches are encoded")]
     np.testing.assert_array_equal(asked[1].embedding, bank.embedding)
 
