@@ -1,8 +1,9 @@
 """Make the small banks and slides in `tests/data`, whose predictions can be worked out by hand.
 
 Run it with the `bank` extra and annoy installed: ``python tests/make_fixtures.py``. The files it made are
-kept in git for good. `board_v1.h5` was made by the program that wrote banks of format version 1, and cannot
-be made again: a later program must still read it, and predict what it did.
+kept in git for good. `board_v1.h5` was made by the program that wrote banks of format version 1, `board_v2.h5`
+and `board_map_v2.h5` by those of version 2, and cannot be made again: a later program must still read them,
+and predict what they did.
 
 The one section of every bank is a board of 6 columns and 5 rows of squares in plain colours; a spot in
 column c and row r has the colour (60 + 20 c, 40 + 25 r, 150), c + 1 counts of RED, r + 1 of GREEN, and so
@@ -68,7 +69,7 @@ def write_mean_cells_model(path: Path) -> None:
     nodes, features = _cells()
     nodes.append(helper.make_node("ReduceMean", ["features"], ["embedding"], axes=[2, 3], keepdims=0))
     embedding = helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["n", 3])
-    card = ModelCard("mean_cells", 8, 3, 3, CELL_PX, "", "fp32", MapTraits(0, (0.0, 0.0)), "")
+    card = ModelCard("mean_cells", 8, 3, 3, CELL_PX, "", "fp32", (), MapTraits(0, (0.0, 0.0)), "")
     path.write_bytes(_pixel_model(nodes, [embedding, features], card))
 
 
@@ -80,7 +81,7 @@ def write_max_color_model(path: Path) -> None:
     head = _model(helper.make_graph([largest], "head", [means], [embedding]), {})
     nodes, features = _cells()
     nodes.append(helper.make_node("ReduceMean", ["features"], ["means"], axes=[2, 3], keepdims=0))
-    card = ModelCard("max_color", 8, 1, 3, CELL_PX, "", "fp32", MapTraits(0, (0.0, 0.0), head), "")
+    card = ModelCard("max_color", 8, 1, 3, CELL_PX, "", "fp32", (), MapTraits(0, (0.0, 0.0), head), "")
     path.write_bytes(_pixel_model([*nodes, largest], [embedding, features], card))
 
 
@@ -131,18 +132,18 @@ def build_board_banks(folder: Path, out: Path) -> None:
     plain = {"metric": "none", "distance": "euclidean", "k": 4, "weighting": "inverse"}
     patches = BankPlan("her2st", 200.0, 100.0, pooling="patch", fov_um=(100.0,), **plain)
     write_mean_color_model(folder / "mean_color.onnx")
-    build_bank(iter_sections(data), patches, folder / "mean_color.onnx", out / "board.h5", overwrite=True)
+    build_bank(iter_sections(data), patches, [folder / "mean_color.onnx"], out / "board.h5", overwrite=True)
     cells = BankPlan("her2st", 200.0, 100.0, pooling="map", fov_um=(200.0, 600.0), **plain)
     write_mean_cells_model(folder / "mean_cells.onnx")
     # At the scale of every real bank a cell would be 2.75 µm, which divides no square of the board.
     with patch("stinfer_export.bank_plan.DEFAULT_UM_PER_PX", UM_PER_PX):
         build_bank(
-            iter_sections(data), cells, folder / "mean_cells.onnx", out / "board_map.h5", overwrite=True
+            iter_sections(data), cells, [folder / "mean_cells.onnx"], out / "board_map.h5", overwrite=True
         )
 
 
 def main(folder: Path) -> None:
-    """Write all fixtures but `board_v1.h5`."""
+    """Write all fixtures but those of older versions."""
     folder.mkdir(exist_ok=True)
     # Twice as fine as the banks' section: 5 µm per pixel.
     board(2 * SQUARE_PX, 2 * BORDER_PX).save(folder / "board.png", optimize=True)
