@@ -319,6 +319,8 @@ def _bank(
         gene_columns={
             "cv_pearson": calibration.gene_pearson,
             "cv_pearson_sd": calibration.gene_pearson_sd,
+            "interval_scale": calibration.interval_scale,
+            "interval_floor": calibration.interval_floor,
             **gene_presence(joined),
         },
         spots=tuple(f"{part.name}_{spot}" for part in parts for spot in part.spots),

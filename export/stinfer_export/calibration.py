@@ -9,14 +9,27 @@ import numpy as np
 
 from stinfer.contract import F32, F64, I64
 from stinfer.neighbors import Distance, ExactSearch
-from stinfer.predict import Weighting, domain_distance, neighbor_weights
-from stinfer.prediction import Neighbors, iter_expression
+from stinfer.predict import (
+    Weighting,
+    domain_distance,
+    expression_from_neighbors,
+    interval_half_width,
+    neighbor_weights,
+    spread_from_neighbors,
+)
+from stinfer.prediction import Neighbors
 from stinfer.sparse import Sparse
 from stinfer_export.agreement import pearson_by_gene
 
 _N_QUANTILES = 101
+# Values of references x genes held at once.
+_BLOCK = 16_000_000
 # Few, so that a rare but known tissue counts as known; more than one, against chance.
 _DOMAIN_K = 10
+# Part of the held-out measurements that a gene's interval is to hold.
+INTERVAL_LEVEL = 0.9
+# Fewer held-out references say nothing of a tenth of them.
+_MIN_FOR_INTERVAL = 20
 # Where nothing was learned, the softmax gives the k-th neighbor exp(-2), about a seventh, of the nearest
 # one's weight.
 _TEMPERATURE_SHARE = 0.5
@@ -51,6 +64,8 @@ class Calibration:
     gene_pearson : (n_genes,), Pearson correlation of predicted and measured over a section's spots,
         averaged over sections; NaN where a gene varies in no section
     gene_pearson_sd : (n_genes,), its standard deviation over sections; NaN with fewer than two
+    interval_scale, interval_floor : (n_genes,), of the 90 % intervals, see `interval_half_width`; NaN where
+        they are not known
     """
 
     temperature: float
@@ -58,6 +73,8 @@ class Calibration:
     distance_quantiles: F32
     gene_pearson: F32
     gene_pearson_sd: F32
+    interval_scale: F32
+    interval_floor: F32
 
 
 def whole_folds(embedding: F32, section_codes: I64) -> list[Fold]:
@@ -104,7 +121,7 @@ def calibrate(
         # One reference alone: nothing to predict it from.
         nothing = np.full(n_genes, np.nan, dtype=np.float32)
         zeros = np.zeros(_N_QUANTILES, dtype=np.float32)
-        return Calibration(1.0, 1, zeros, nothing, nothing)
+        return Calibration(1.0, 1, zeros, nothing, nothing, nothing, nothing)
     n_found = max(k_left, domain_k)
     distances = np.empty((n_refs, n_found), dtype=np.float32)
     indices = np.empty((n_refs, n_found), dtype=np.int64)
@@ -118,7 +135,7 @@ def calibrate(
         temperature = _TEMPERATURE_SHARE * float(np.median(distances[:, -1] - distances[:, 0]))
         temperature = max(temperature, 1e-6)
     neighbors = Neighbors(indices, neighbor_weights(distances, weighting, temperature))
-    pearson = _pearson_by_section(expression, section_codes, neighbors)
+    pearson, scale, floor = _by_gene(expression, section_codes, neighbors)
     with np.errstate(invalid="ignore"):
         n_varying = np.isfinite(pearson).sum(axis=0)
         mean = np.where(n_varying > 0, np.nansum(pearson, axis=0) / np.maximum(n_varying, 1), np.nan)
@@ -130,27 +147,56 @@ def calibrate(
         distance_quantiles=quantiles.astype(np.float32),
         gene_pearson=mean.astype(np.float32),
         gene_pearson_sd=deviation.astype(np.float32),
+        interval_scale=scale,
+        interval_floor=floor,
     )
 
 
-def _pearson_by_section(expression: Sparse, section_codes: I64, neighbors: Neighbors) -> F64:
-    """Return (n_sections, n_genes)."""
-    sections = np.unique(section_codes)
-    result = np.full((len(sections), expression.n_columns), np.nan)
-    for i, section in enumerate(sections):
-        rows = np.flatnonzero(section_codes == section)
-        part = Neighbors(neighbors.indices[rows], neighbors.weights[rows])
-        every = np.arange(expression.n_columns)
-        for genes, predicted in whole_columns(expression, every, part):
-            measured = expression.columns(every[genes])[rows]
-            result[i, genes] = pearson_by_gene(predicted, measured)
-    return result
+def _by_gene(expression: Sparse, section_codes: I64, neighbors: Neighbors) -> tuple[F64, F32, F32]:
+    """Compare what is predicted of held-out references with what was measured, gene by gene.
+
+    Returns
+    -------
+    pearson : (n_sections, n_genes)
+    interval_scale, interval_floor : (n_genes,)
+    """
+    rows_of = [np.flatnonzero(section_codes == section) for section in np.unique(section_codes)]
+    pearson = np.full((len(rows_of), expression.n_columns), np.nan)
+    scale = np.full(expression.n_columns, np.nan, dtype=np.float32)
+    floor = np.full(expression.n_columns, np.nan, dtype=np.float32)
+    every = np.arange(expression.n_columns)
+    for genes, predicted, spread in iter_spreads(expression, every, neighbors):
+        measured = expression.columns(every[genes])
+        for i, rows in enumerate(rows_of):
+            pearson[i, genes] = pearson_by_gene(predicted[rows], measured[rows])
+        if len(measured) >= _MIN_FOR_INTERVAL:
+            floor[genes] = spread.mean(axis=0)
+            scale[genes] = _conformal(np.abs(measured - predicted), spread, floor[genes])
+    return pearson, scale, floor
 
 
-def whole_columns(expression: Sparse, chosen: I64, neighbors: Neighbors) -> Iterator[tuple[slice, F32]]:
-    """Gather the blocks of a prediction that hold the same genes."""
-    gathered: dict[int, tuple[slice, list[F32]]] = {}
-    for _, genes, values in iter_expression(expression, chosen, neighbors):
-        gathered.setdefault(genes.start, (genes, []))[1].append(values)
-    for genes, parts in gathered.values():
-        yield genes, np.concatenate(parts)
+def _conformal(error: F32, spread: F32, floor: F32) -> F32:
+    """Return the factor that a gene's half widths take to hold 90 % of the errors; NaN where it has none."""
+    width = interval_half_width(spread, np.ones_like(floor), floor)
+    known = floor > 0
+    ratio = error / np.where(width > 0, width, 1)
+    n = len(ratio)
+    rank = min(int(np.ceil((n + 1) * INTERVAL_LEVEL)), n) - 1
+    found = np.partition(ratio, rank, axis=0)[rank]
+    return np.asarray(np.where(known, found, np.nan), dtype=np.float32)
+
+
+def iter_spreads(expression: Sparse, chosen: I64, neighbors: Neighbors) -> Iterator[tuple[slice, F32, F32]]:
+    """Predict all spots, some genes at a time.
+
+    Yields
+    ------
+    genes : slice of `chosen`
+    predicted, spread : (n_spots, n_block_genes)
+    """
+    step = max(_BLOCK // max(len(expression.indptr) - 1, len(neighbors)), 1)
+    for start in range(0, len(chosen), step):
+        genes = slice(start, min(start + step, len(chosen)))
+        dense = expression.columns(chosen[genes])
+        mean = expression_from_neighbors(neighbors.weights, neighbors.indices, dense)
+        yield genes, mean, spread_from_neighbors(neighbors.weights, neighbors.indices, dense, mean)

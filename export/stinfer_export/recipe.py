@@ -23,7 +23,9 @@ from stinfer_export.gene_choice import DEFAULT_MIN_DETECTED, DEFAULT_N_GENES, va
 # of either kind.
 N_TARGETS = 500
 N_TARGET_COMPONENTS = 100
-RANK = 16
+RANK = 8
+# The directions' spreads are raised to this power: the first few would else say nearly everything.
+SPREAD_POWER = 0.75
 # Part of the squared distance that directions of large covariance have: what differs between patients, and
 # no cross-validation within one patient can tell, is mostly in directions of little variance. Not tuned by
 # cross-validation; see the README.
@@ -97,8 +99,9 @@ class MetricFit:
     2. Targets: log1p CP10K of the 500 genes of largest variance, less the mean of the spot's section, so that
        depth and batch are not learned; reduced to 100 principal components.
     3. Spots count by their depth, total / (total + median total): shallow ones are mostly noise.
-    4. Two maps to 16 directions each: the principal components of what ridge regression predicts, and the
-       same with an infinite penalty, which are the directions of largest covariance.
+    4. Two maps to 8 directions each: the principal components of what ridge regression predicts, and the
+       same with an infinite penalty, which are the directions of largest covariance. Their spreads s are
+       evened out to s^(3/4).
 
     Parameters
     ----------
@@ -144,11 +147,13 @@ class MetricFit:
         weights = gain[:, np.newaxis] * (self._left.T @ self._targets)
         predicted = self._inside @ weights
         predicted -= predicted.mean(axis=0)
-        _, _, directions = np.linalg.svd(predicted, full_matrices=False)
+        _, spreads, directions = np.linalg.svd(predicted, full_matrices=False)
         # A direction and its opposite are the same: the largest entry is made positive.
         kept = directions[:RANK].T
         largest = np.take_along_axis(kept, np.abs(kept).argmax(axis=0)[np.newaxis], axis=0)
-        found = weights @ (kept * np.sign(largest))
+        evened = (spreads[:RANK] / max(float(spreads[0]), _NOTHING) + _NOTHING) ** (SPREAD_POWER - 1)
+        kept = kept * np.sign(largest) * evened
+        found = weights @ kept
         length = (predicted @ kept) ** 2
         return np.asarray(found / np.sqrt(max(float(length.sum(axis=1).mean()), _NOTHING)))
 

@@ -61,10 +61,12 @@ def predict_slides(
     bank: str | Path,
     *,
     out_dir: str | Path | None = None,
-    mpp: float | None = None,
+    mpp: float | tuple[float, float] | None = None,
     pitch_um: float | None = None,
     genes: str | Sequence[str] = ALL,
     png: Sequence[str] = (),
+    intervals: bool = False,
+    save_neighbors: bool = False,
     device: Device = "auto",
     search: SearchChoice = "auto",
     k: int | None = None,
@@ -86,7 +88,8 @@ def predict_slides(
     slides : whole-slide files, images or saved maps; each is predicted once
     bank : reference bank
     out_dir : folder for the predictions, made if need be; by default the working folder
-    mpp, pitch_um, genes, png, device, search, k, weighting, batch_size, threads, overwrite, log, progress
+    mpp, pitch_um, genes, png, intervals, save_neighbors, device, search, k, weighting, batch_size, threads,
+    overwrite, log, progress
         as for `stinfer.predict_slide`, for all slides alike
 
     Returns
@@ -99,14 +102,16 @@ def predict_slides(
         What is wrong for all slides: the bank, its model, or an argument.
     """
     arguments: dict[str, Any] = {
-        "mpp": mpp, "pitch_um": pitch_um, "genes": genes, "png": png, "device": device, "search": search,
-        "k": k, "weighting": weighting, "batch_size": batch_size, "threads": threads, "overwrite": overwrite,
+        "mpp": mpp, "pitch_um": pitch_um, "genes": genes, "png": png, "intervals": intervals,
+        "save_neighbors": save_neighbors, "device": device, "search": search, "k": k, "weighting": weighting,
+        "batch_size": batch_size, "threads": threads, "overwrite": overwrite,
     }  # fmt: skip
     drawn = [png] if isinstance(png, str) else list(png)
     with logging_to(log), logged_run(slides=[str(slide) for slide in slides], bank=str(bank)):
         opened = OpenBank(bank, device=device, threads=threads, search=search)
         for chosen in (genes, *([gene] for gene in drawn)):
-            select_genes(chosen, opened.bank.genes)
+            accuracy = opened.bank.gene_columns.get("cv_pearson")
+            select_genes(chosen, opened.bank.genes, opened.bank.gene_ids, accuracy=accuracy)
         _ = opened.encoders, opened.searcher  # what is wrong with them is wrong for all slides
         folder = Path() if out_dir is None else Path(out_dir)
         make_folder(folder)

@@ -229,7 +229,7 @@ def encoding_options(command: Callable[P, R]) -> Callable[P, R]:
     default="all",
     show_default=True,
     help="Genes to predict: symbols or Ensembl IDs separated by commas, a file with one a line, "
-    "markers:breast, or all.",
+    "markers:breast, predictable (cross-validated correlation of at least 0.2), or all.",
 )
 @click.option("--csv", type=_FILE, help="Also write spots x genes, with coordinates, as a CSV file.")
 @click.option(
@@ -241,6 +241,16 @@ def encoding_options(command: Callable[P, R]) -> Callable[P, R]:
     metavar="FILE",
     help="Also write the grid as an OME-TIFF with a channel per gene of --genes, which QuPath and napari lay "
     "over the slide.",
+)
+@click.option(
+    "--intervals",
+    is_flag=True,
+    help="Also write a 90 % interval for every value, as the layers lower and upper: three times the file.",
+)
+@click.option(
+    "--save-neighbors",
+    is_flag=True,
+    help="Also write which of the bank's references made each prediction, with their weights.",
 )
 @click.option(
     "--save-map",

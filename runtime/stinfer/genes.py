@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stinfer.contract import I64
+from stinfer.contract import I64, AnyArray
 from stinfer.errors import GeneUnknownError, SettingError
 from stinfer.files import is_file
 from stinfer.gene_names import other_names
@@ -17,6 +17,9 @@ from stinfer.marker_panels import PREFIX, panel_path
 from stinfer.record import Notices
 
 ALL = "all"
+PREDICTABLE = "predictable"
+# A gene counts as predictable from this cross-validated correlation on.
+PREDICTABLE_PEARSON = 0.2
 _N_NEAREST = 3
 _N_SHOWN = 5
 _ENSEMBL_ID = re.compile(r"(ENS[A-Z]*G\d{11})(?:\.\d+)?", re.IGNORECASE)
@@ -27,6 +30,7 @@ def select_genes(
     known: Sequence[str],
     gene_ids: Sequence[str] | None = None,
     notices: Notices | None = None,
+    accuracy: AnyArray | None = None,
 ) -> I64:
     """Find the genes asked for.
 
@@ -35,11 +39,12 @@ def select_genes(
 
     Parameters
     ----------
-    request : ``all``; names, as a list or separated by commas; ``markers:NAME``, a panel that comes with the
-        program; or the path of a text file with one name a line (empty lines, and what follows a tab or a
-        ``#``, are passed over)
+    request : ``all``; ``predictable``, those whose `accuracy` is at least 0.2; names, as a list or separated
+        by commas; ``markers:NAME``, a panel that comes with the program; or the path of a text file with one
+        name a line (empty lines, and what follows a tab or a ``#``, are passed over)
     known : the bank's genes
     gene_ids : their Ensembl IDs, where the bank has them
+    accuracy : (n_known,), cross-validated Pearson correlation of each gene, NaN where there is none
     notices : told what was found under another name, and what of a panel the bank does not have
 
     Returns
@@ -55,6 +60,8 @@ def select_genes(
     """
     if request == ALL:
         return np.arange(len(known), dtype=np.int64)
+    if request == PREDICTABLE:
+        return _predictable(accuracy, notices)
     names = _names(request) if isinstance(request, str) else list(request)
     if not names:
         what = "--genes names no gene"
@@ -73,6 +80,22 @@ def select_genes(
         for text in _remarks(request, found, unknown, known):
             notices.add(text)
     return np.asarray(sorted(set(found.values())), dtype=np.int64)
+
+
+def _predictable(accuracy: AnyArray | None, notices: Notices | None) -> I64:
+    known = np.empty(0) if accuracy is None else np.nan_to_num(accuracy)
+    found = np.flatnonzero(known >= PREDICTABLE_PEARSON)
+    if not len(found):
+        what = f"no gene of the bank has a cross-validated correlation of at least {PREDICTABLE_PEARSON:g}"
+        raise SettingError(
+            what, "name genes, or give --genes all; the bank's cv_pearson says how far to trust"
+        )
+    if notices is not None:
+        notices.add(
+            f"{len(found)} genes are predicted, those with a cross-validated correlation of at least "
+            f"{PREDICTABLE_PEARSON:g}"
+        )
+    return np.asarray(found, dtype=np.int64)
 
 
 def nearest_genes(name: str, known: Sequence[str]) -> list[str]:

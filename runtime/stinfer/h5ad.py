@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
+import numpy.typing as npt
 
 from stinfer.contract import AnyArray
 from stinfer.files import written_beside
@@ -221,12 +222,16 @@ def write_csr(
 
 
 def create_matrix(
-    file: h5py.File, name: str, shape: tuple[int, int], chunks: tuple[int, int]
+    file: h5py.Group,
+    name: str,
+    shape: tuple[int, int],
+    chunks: tuple[int, int],
+    dtype: npt.DTypeLike = np.float32,
 ) -> h5py.Dataset:
-    """Create a dense float32 matrix to be filled chunk by chunk."""
+    """Create a dense matrix to be filled chunk by chunk."""
     # HDF5 refuses a chunk larger than the data, and any chunk where there are no data.
     fitted = tuple(min(c, s) for c, s in zip(chunks, shape, strict=True)) if min(shape) else None
-    dataset = file.create_dataset(name, shape=shape, dtype=np.float32, chunks=fitted)
+    dataset = file.create_dataset(name, shape=shape, dtype=dtype, chunks=fitted)
     _mark(dataset, "array", "0.2.0")
     return dataset
 

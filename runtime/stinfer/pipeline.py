@@ -37,6 +37,7 @@ from stinfer.prediction import (
 )
 from stinfer.record import Notices
 from stinfer.report import (
+    bank_intervals,
     domain_columns,
     draw_run_preview,
     gene_map,
@@ -130,6 +131,8 @@ def predict_slide(
     ome_tiff: str | Path | None = None,
     save_map: str | Path | None = None,
     preview: str | Path | None = None,
+    intervals: bool = False,
+    save_neighbors: bool = False,
     device: Device = "auto",
     search: SearchChoice = "auto",
     k: int | None = None,
@@ -166,6 +169,8 @@ def predict_slide(
     png : genes to draw, as ``<out>.<gene>.png``
     ome_tiff : image of the grid to write too, a channel per gene; not with `spots`
     save_map : file to keep the slide's feature map in; only with a bank of maps
+    intervals : write 90 % intervals of every value too, as layers ``lower`` and ``upper``
+    save_neighbors : write which references made each prediction too
     preview : picture of tissue and places, written before anything is encoded, and kept if that fails
     device : ``auto``, ``cpu`` or ``cuda``
     search : ``auto``, ``exact`` or ``annoy``
@@ -191,7 +196,7 @@ def predict_slide(
     )
     asked = asked_for(
         mpp=mpp, tissue_mask=tissue_mask, spots=spots, pitch_um=pitch_um, genes=genes, png=png,
-        device=device, search=search, k=k,
+        intervals=intervals, save_neighbors=save_neighbors, device=device, search=search, k=k,
         weighting=weighting, batch_size=batch_size,
     )  # fmt: skip
     if spots is not None and pitch_um is not None:
@@ -204,7 +209,11 @@ def predict_slide(
     settings = opened_bank.settings
     notices = Notices()
     ids = opened_bank.gene_ids
-    chosen = select_genes(genes, opened_bank.genes, ids, notices)
+    accuracy = opened_bank.gene_columns.get("cv_pearson")
+    chosen = select_genes(genes, opened_bank.genes, ids, notices, accuracy)
+    if intervals and bank_intervals(opened_bank, chosen) is None:
+        what = f"--intervals: bank {opened_bank.path} was built before there were any"
+        raise SettingError(what, "leave it out, or build the bank again")
     drawn = [int(select_genes([gene], opened_bank.genes, ids)[0]) for gene in png]
     png_paths = tuple(_picture_path(out, opened_bank.genes[position]) for position in drawn)
     if ome_path is not None:
@@ -303,7 +312,15 @@ def predict_slide(
                 image = grid_image(table.genes, chosen, opened_bank, neighbors, places, subject)
                 bank_name = opened_bank.path.name
                 write_ome_tiff(beside[ome_path], image, slide_name=subject.name, bank_name=bank_name)
-            write_prediction(beside[out], table, opened_bank.expression, chosen, neighbors)
+            write_prediction(
+                beside[out],
+                table,
+                opened_bank.expression,
+                chosen,
+                neighbors,
+                intervals=bank_intervals(opened_bank, chosen) if intervals else None,
+                with_neighbors=save_neighbors,
+            )
     return PredictionResult(
         out,
         csv_path,

@@ -71,6 +71,45 @@ def expression_from_neighbors(weights: F32, indices: I64, expression: F32) -> F3
     return averaged
 
 
+def spread_from_neighbors(weights: F32, indices: I64, expression: F32, mean: F32) -> F32:
+    """Return how much the neighbors of each spot differ in expression, by the same weights.
+
+    Parameters
+    ----------
+    weights, indices, expression : as for `expression_from_neighbors`
+    mean : (n_spots, n_genes), what that gave
+
+    Returns
+    -------
+    (n_spots, n_genes), weighted standard deviation, log1p CP10K
+    """
+    squares = expression_from_neighbors(weights, indices, expression * expression)
+    return np.asarray(np.sqrt(np.maximum(squares - mean * mean, 0)), dtype=np.float32)
+
+
+def interval_half_width(spread: F32, scale: F32, floor: F32) -> F32:
+    """Return half the width of a gene's prediction interval at each spot.
+
+    Half of it goes with the spread of the spot's own neighbors, half is the gene's usual one: where all
+    neighbors agree by chance, a gene is no better known than elsewhere.
+
+    Parameters
+    ----------
+    spread : (n_spots, n_genes), see `spread_from_neighbors`
+    scale, floor : (n_genes,) of the bank: the conformal quantile, and the gene's mean spread
+
+    Returns
+    -------
+    (n_spots, n_genes), log1p CP10K; NaN for a gene whose interval is not known
+
+    References
+    ----------
+    J. Lei et al., "Distribution-free predictive inference for regression", JASA 113 (2018) 1094-1111:
+    locally weighted split conformal intervals.
+    """
+    return np.asarray(scale * (spread + floor) / 2, dtype=np.float32)
+
+
 def log1p_cp10k(counts: AnyArray, totals: AnyArray) -> F32:
     """Normalise counts for sequencing depth: log(1 + 10,000 count / total).
 

@@ -22,7 +22,7 @@ from stinfer.bank import GENE_IDS
 from stinfer.contract import F32, F64, I64, U8, AnyArray
 from stinfer.errors import OutputWriteError
 from stinfer.files import written_beside
-from stinfer.predict import expression_from_neighbors
+from stinfer.predict import expression_from_neighbors, interval_half_width, spread_from_neighbors
 from stinfer.sparse import Sparse
 
 # Values of the dense block of references x genes, and of spots x genes, held at once: 128 MB each.
@@ -149,6 +149,19 @@ class SlideImage:
 
 
 @dataclass(frozen=True)
+class Intervals:
+    """What the intervals of some genes are made of; see `stinfer.predict.interval_half_width`.
+
+    Parameters
+    ----------
+    scale, floor : (n_genes,)
+    """
+
+    scale: F32
+    floor: F32
+
+
+@dataclass(frozen=True)
 class PredictionTable:
     """All of a prediction but the expression itself.
 
@@ -202,14 +215,49 @@ def iter_expression(
             yield part, slice(start, start + len(columns)), values
 
 
+def iter_intervals(
+    expression: Sparse, chosen: I64, neighbors: Neighbors | NeighborFile, intervals: Intervals
+) -> Iterator[tuple[slice, slice, F32, F32, F32]]:
+    """Predict with intervals, block by block; see `iter_expression`.
+
+    Yields
+    ------
+    spots, genes : slices of the result that this block is
+    values, lower, upper : (n_block_spots, n_block_genes), log1p CP10K; the interval NaN where it is not known
+    """
+    n_refs = len(expression.indptr) - 1
+    step = max(min(_BLOCK // n_refs, _BLOCK // _SPOTS_PER_BLOCK) // 2, 1)
+    for start in range(0, len(chosen), step):
+        genes = slice(start, min(start + step, len(chosen)))
+        dense = expression.columns(chosen[genes])
+        for first in range(0, len(neighbors), _SPOTS_PER_BLOCK):
+            part = slice(first, min(first + _SPOTS_PER_BLOCK, len(neighbors)))
+            some = neighbors[part]
+            values = expression_from_neighbors(some.weights, some.indices, dense)
+            spread = spread_from_neighbors(some.weights, some.indices, dense, values)
+            half = interval_half_width(spread, intervals.scale[genes], intervals.floor[genes])
+            yield part, genes, values, np.maximum(values - half, np.float32(0)), values + half
+
+
 def write_prediction(
     path: Path,
     table: PredictionTable,
     expression: Sparse,
     chosen: I64,
     neighbors: Neighbors | NeighborFile,
+    *,
+    intervals: Intervals | None = None,
+    with_neighbors: bool = False,
 ) -> None:
     """Write the prediction as an AnnData file, all or nothing.
+
+    Parameters
+    ----------
+    path : where to write
+    table : all but the expression
+    expression, chosen, neighbors : see `iter_expression`
+    intervals : of the chosen genes, to write as layers ``lower`` and ``upper``; None to leave them out
+    with_neighbors : write which references made each prediction, and their weights
 
     Raises
     ------
@@ -226,9 +274,34 @@ def write_prediction(
         h5ad.write_mapping(file["uns"], "spatial", table.image.to_uns())
         h5ad.write_mapping(file["uns"], "stinfer", table.record)
         matrix = h5ad.create_matrix(file, "X", shape, chunks=(256, 256))
-        for spots, genes, values in iter_expression(expression, chosen, neighbors):
-            matrix[spots, genes] = values
-            new.check()
+        if intervals is None:
+            for spots, genes, values in iter_expression(expression, chosen, neighbors):
+                matrix[spots, genes] = values
+                new.check()
+        else:
+            layers = [
+                h5ad.create_matrix(file["layers"], name, shape, chunks=(256, 256))
+                for name in ("lower", "upper")
+            ]
+            for spots, genes, *found in iter_intervals(expression, chosen, neighbors, intervals):
+                for target, values in zip((matrix, *layers), found, strict=True):
+                    target[spots, genes] = values
+                new.check()
+        if with_neighbors:
+            _write_neighbors(new, neighbors)
+
+
+def _write_neighbors(new: h5ad.NewFile, neighbors: Neighbors | NeighborFile) -> None:
+    """Write the bank's rows that made each prediction, and their weights, nearest first."""
+    shape = (len(neighbors), neighbors[0:1].indices.shape[1])
+    obsm = new.root["obsm"]
+    indices = h5ad.create_matrix(obsm, "neighbor_index", shape, chunks=(4096, shape[1]), dtype=np.int32)
+    weights = h5ad.create_matrix(obsm, "neighbor_weight", shape, chunks=(4096, shape[1]))
+    for first in range(0, len(neighbors), _SPOTS_PER_BLOCK):
+        part = slice(first, min(first + _SPOTS_PER_BLOCK, len(neighbors)))
+        some = neighbors[part]
+        indices[part], weights[part] = some.indices, some.weights
+        new.check()
 
 
 def write_csv(

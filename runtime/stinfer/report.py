@@ -19,7 +19,7 @@ from stinfer.ome_tiff import GridImage
 from stinfer.picture import GeneMap
 from stinfer.places import Places
 from stinfer.predict import confidence_from_distance
-from stinfer.prediction import NeighborFile, PredictionTable, SlideImage, iter_expression
+from stinfer.prediction import Intervals, NeighborFile, PredictionTable, SlideImage, iter_expression
 from stinfer.preview import draw_preview
 from stinfer.record import Notices, plain_name, software_versions
 from stinfer.subject import Subject
@@ -117,6 +117,17 @@ def gene_map(
         thumbnail=table.image.hires,
         scale=table.image.hires_scale,
         um_per_px=slide.mpp[0] / table.image.hires_scale,
+    )
+
+
+def bank_intervals(bank: Bank, chosen: I64) -> Intervals | None:
+    """Return what the intervals of some genes are made of; None where the bank does not know."""
+    columns = bank.gene_columns
+    if not {"interval_scale", "interval_floor"} <= set(columns):
+        return None
+    return Intervals(
+        columns["interval_scale"][chosen].astype(np.float32),
+        columns["interval_floor"][chosen].astype(np.float32),
     )
 
 
