@@ -247,6 +247,42 @@ def test_every_fold_is_searched_in_the_metric_that_was_fitted_for_it():
     assert found.temperature == 2.5
 
 
+# Intervals
+
+
+def test_a_genes_interval_holds_nine_tenths_of_what_was_held_out(references):
+    embedding, codes, expression = references
+    expression = np.hstack([expression, np.zeros((38, 1), dtype=np.float32)])
+    mean, spread = np.empty((2, 38, 7))
+    for i in range(38):
+        known = np.flatnonzero(codes != codes[i])
+        near = known[np.argsort(np.linalg.norm(embedding[known] - embedding[i], axis=1))[:5]]
+        mean[i], spread[i] = expression[near].mean(axis=0), expression[near].std(axis=0)
+
+    found = _calibrate(embedding, codes, _sparse(expression), "euclidean", 5, "uniform")
+
+    np.testing.assert_allclose(found.interval_floor, spread.mean(axis=0), atol=1e-4)
+    # Half of a width is the spot's own, half the gene's usual. Of 38 errors the 36th: 39 x 0.9, rounded up.
+    width = (spread + spread.mean(axis=0)) / 2
+    ratio = np.sort(np.abs(expression - mean)[:, :6] / width[:, :6], axis=0)
+    np.testing.assert_allclose(found.interval_scale[:6], ratio[35], rtol=1e-3)
+    inside = np.abs(expression - mean) <= width * found.interval_scale * 1.001
+    assert inside[:, :6].sum(axis=0).tolist() == [36] * 6
+    # A gene that is nowhere has none.
+    assert np.isnan(found.interval_scale[6])
+
+
+@pytest.mark.parametrize(("n_refs", "known"), [(19, False), (20, True)])
+def test_fewer_than_20_references_say_nothing_of_a_tenth(n_refs, known):
+    rng = np.random.default_rng(4)
+    places, expression = rng.normal(size=(n_refs, 2)).astype(np.float32), rng.uniform(1, 3, (n_refs, 2))
+
+    found = _calibrate(places, np.arange(n_refs) % 2, _sparse(expression), "euclidean", 3, "uniform")
+
+    assert np.isfinite(found.interval_scale).tolist() == [known] * 2
+    assert np.isfinite(found.interval_floor).tolist() == [known] * 2
+
+
 # Pearson
 
 
