@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from stinfer.bank import Bank
-from stinfer.contract import BankSettings
+from stinfer.contract import BankSettings, ModelCard
 from stinfer.embed import FieldOfView
 from stinfer.encoder import Device, Encoder
 from stinfer.encoder_stack import EncoderStack, Member
@@ -216,6 +216,8 @@ def open_models(
         texture = _stain_texture_model()
         files.append(texture)
         opened.append(Encoder(texture, STAIN_TEXTURE, pooling="map", device=device, threads=threads))
+    if plan.metric == "pca" and view.pooling == "map":
+        _refuse_heads([encoder.card for encoder in opened])
     members, models = [], []
     for reduction in plan.reductions if view.pooling == "map" else (1,):
         for encoder, model in zip(opened, files, strict=True):
@@ -237,6 +239,17 @@ def _wants_texture(opened: Sequence[Encoder]) -> bool:
     """Say whether `stain_texture` is to be added: it is not there, and its cells lie on the same map."""
     names = [encoder.card.backbone for encoder in opened]
     return STAIN_TEXTURE not in names and opened[0].card.stride == _TEXTURE_STRIDE_PX
+
+
+def _refuse_heads(cards: Sequence[ModelCard]) -> None:
+    """Refuse principal components of cells that may not be projected before they are averaged."""
+    for card in cards:
+        if card.map_traits is not None and card.map_traits.head:
+            what = (
+                f"--metric pca projects cells before they are averaged, which {card.backbone} does not allow"
+            )
+            fix = "its embeddings are not linear in them; use --metric standardize"
+            raise SettingError(what, f"{fix}, or --preset custom to leave {STAIN_TEXTURE} out")
 
 
 def _read_model(path: Path) -> bytes:

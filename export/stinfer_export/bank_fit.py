@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from stinfer.contract import F32
+from stinfer.contract import F32, I64
 from stinfer.encoder_stack import EncoderStack
 from stinfer.errors import SettingError
 from stinfer.metric import (
@@ -112,17 +112,20 @@ def fit_bank(joined: JoinedParts, layout: Layout, plan: BankPlan, notices: Notic
     notices : told what could not be done
     """
     kind = _choose_metric(joined, layout, plan, notices)
-    k = _choose_k(plan.k, len(joined.embeddings), notices)
-    distance: Distance = plan.distance or ("euclidean" if kind == "supervised" else "cosine")
+    _refuse_too_many(plan.k, len(joined.embeddings))
+    distance = plan.distance or default_distance(kind)
     single = len(joined.parts) == 1
     tuning, temperature = "none", None
     if kind == "supervised":
         spots = _spots(joined, layout)
         learned = learn(spots, k=plan.k)
-        k, temperature, tuning = learned.k, learned.temperature, "leave-one-section-out"
+        k, tuning = learned.k, "leave-one-section-out"
+        # It was chosen for Euclidean distances, and is in units of them.
+        temperature = learned.temperature if distance == "euclidean" else None
         projections, metric = _compose(learned, layout)
         folds = _supervised_folds(spots, learned.penalty)
     else:
+        k = plan.k or _announced_k(len(joined.embeddings), notices)
         projections, metric = _fit_unsupervised(joined.embeddings, kind, layout)
     embedding = metric.apply(project(joined.embeddings, projections, layout))
     if kind != "supervised":
@@ -169,12 +172,31 @@ def default_k(n_refs: int) -> int:
     return min(DEFAULT_K, max(n_refs // DEFAULT_K_SHARE, 1))
 
 
-def _choose_k(asked: int | None, n_refs: int, notices: Notices) -> int:
-    if asked is not None and asked > n_refs:
-        what = f"--k {asked} is larger than the bank's {n_refs} references"
+def default_metric(section_sizes: I64, layout: Layout) -> MetricKind:
+    """Return the metric of a bank where nobody says: supervised where there are sections to learn from.
+
+    Parameters
+    ----------
+    section_sizes : spots of each section
+    layout : of the embeddings
+    """
+    if len(section_sizes) > 1 and int(section_sizes.min()) >= _MIN_FOLD:
+        return "supervised"
+    return "pca" if all(layout.projectable) else "standardize"
+
+
+def default_distance(metric: MetricKind) -> Distance:
+    """Return the distance where nobody says."""
+    return "euclidean" if metric == "supervised" else "cosine"
+
+
+def _refuse_too_many(k: int | None, n_refs: int) -> None:
+    if k is not None and k > n_refs:
+        what = f"--k {k} is larger than the bank's {n_refs} references"
         raise SettingError(what, "give a smaller one")
-    if asked is not None:
-        return asked
+
+
+def _announced_k(n_refs: int, notices: Notices) -> int:
     k = default_k(n_refs)
     if k < DEFAULT_K:
         notices.add(f"k is {k}, not {DEFAULT_K}: a {DEFAULT_K_SHARE}th of the {n_refs} references")
@@ -190,23 +212,16 @@ def _choose_metric(joined: JoinedParts, layout: Layout, plan: BankPlan, notices:
         The one asked for cannot be had.
     """
     sizes = np.bincount(joined.section_codes)
-    learnable = len(sizes) > 1 and int(sizes.min()) >= _MIN_FOLD
+    usual = default_metric(sizes, layout)
     reason = f"it needs at least two sections, each of at least {_MIN_FOLD} spots"
-    if plan.metric == "supervised" and not learnable:
+    if plan.metric == "supervised" and usual != "supervised":
         what = (
             f"--metric supervised cannot be fitted to {len(sizes)} sections of at least {sizes.min()} spots"
         )
         raise SettingError(what, f"{reason}; or use another metric")
-    is_linear = all(layout.projectable)
-    if plan.metric == "pca" and not is_linear:
-        what = "--metric pca projects cells before they are averaged, which a backbone does not allow"
-        raise SettingError(what, "its embeddings are not linear in them; use --metric standardize")
-    if plan.metric is not None:
-        return plan.metric
-    if learnable:
-        return "supervised"
-    notices.add(f"the metric is not learned: {reason}")
-    return "pca" if is_linear else "standardize"
+    if plan.metric is None and usual != "supervised":
+        notices.add(f"the metric is not learned: {reason}")
+    return plan.metric or usual
 
 
 def _spots(joined: JoinedParts, layout: Layout) -> Spots:

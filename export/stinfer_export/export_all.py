@@ -7,14 +7,18 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
+
 from stinfer.bank import Bank
 from stinfer.contract import ModelCard
 from stinfer.encoder import Encoder
+from stinfer.encoder_stack import EncoderStack
 from stinfer.errors import BankError, ExtraMissingError, ModelError, SettingError
 from stinfer.feature_map import Progress
 from stinfer.files import make_folder, refuse_existing, sha256_file
 from stinfer.record import Notices
 from stinfer_export.bank_builder import build_bank, open_models
+from stinfer_export.bank_fit import Layout, default_distance, default_k, default_metric
 from stinfer_export.bank_plan import BankPlan, with_preset
 from stinfer_export.datasets import her2st
 from stinfer_export.registry import PAPER_BACKBONES, STAIN_TEXTURE, find_checkpoints
@@ -174,7 +178,14 @@ def _refuse_other_bank(plan: BankPlan, model: Path, sections: list[str]) -> None
         "fov_um": view.sides_um,
         "window": view.window,
         "models_sha256": tuple(member.encoder.sha256 for member in members),
+        "orientations": tuple(member.orientations for member in members),
+        "reductions": tuple(member.reduction for member in members),
     }
+    layout = Layout.of(EncoderStack(members, view.pooling), len(view.sides_um))
+    metric = default_metric(np.bincount(bank.section_codes), layout)
+    wanted |= {"metric": metric, "distance": default_distance(metric)}
+    if metric != "supervised":  # whose k is chosen by the references themselves
+        wanted["k"] = default_k(bank.n_refs)
     found: dict[str, object] = {name: getattr(bank.settings, name) for name in wanted}
     wanted["sections"] = ", ".join(sections)
     found["sections"] = ", ".join(sorted(set(bank.sections)))

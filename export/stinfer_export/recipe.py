@@ -172,7 +172,11 @@ def learn(spots: Spots, *, k: int | None = None) -> Learned:
     """
     scores: dict[tuple[float, int, float], list[float]] = {}
     gaps: dict[tuple[float, int], list[float]] = {}
-    for held in _folds(spots.groups):
+    folds = _folds(spots.groups)
+    # As many in every fold, so that the same choices are compared in all.
+    fewest = min(int((~held).sum()) for held in folds)
+    tried = sorted({min(n, fewest) for n in ([k] if k is not None else NEIGHBORS)})
+    for held in folds:
         rest, left_out = np.flatnonzero(~held), np.flatnonzero(held)
         known, asked = spots[rest], spots[left_out]
         fit = MetricFit(known)
@@ -181,7 +185,7 @@ def learn(spots: Spots, *, k: int | None = None) -> Learned:
         for penalty in PENALTIES:
             components = fit.components(penalty)
             mapped = [_map(one.embedding, fit.mean, components) for one in (known, asked)]
-            for neighbors in sorted({min(n, len(rest)) for n in ([k] if k is not None else NEIGHBORS)}):
+            for neighbors in tried:
                 distances, indices = ExactSearch(mapped[0], "euclidean").query(mapped[1], neighbors)
                 gap = _gap(distances)
                 gaps.setdefault((penalty, neighbors), []).append(gap)
@@ -196,7 +200,7 @@ def learn(spots: Spots, *, k: int | None = None) -> Learned:
     return Learned(
         mean=fit.mean,
         components=fit.components(penalty),
-        k=neighbors,
+        k=neighbors if k is None else k,
         temperature=sharpness * float(np.mean(gaps[penalty, neighbors])),
         penalty=penalty,
         sharpness=sharpness,

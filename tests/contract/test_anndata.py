@@ -63,7 +63,7 @@ def test_anndata_opens_the_bank() -> None:
     np.testing.assert_allclose(read["T1_5x4"].X.toarray()[0], by_hand, rtol=1e-6)
     np.testing.assert_array_equal(read.obsm["spatial"], bank.spatial)
     assert read.uns["stinfer"]["backbone"] == "mean_color"
-    assert bytes(read.uns["stinfer"]["model"].tobytes()) == bank.model()
+    assert [bytes(read.uns["stinfer"]["model"].tobytes())] == bank.models()
 
 
 def test_anndata_opens_a_bank_of_maps() -> None:
@@ -78,32 +78,37 @@ def test_anndata_opens_a_bank_of_maps() -> None:
     color = [100, 65, 150]
     np.testing.assert_allclose(read["T1_2x1"].obsm["embedding"], [color + color], atol=1e-3)
     uns = read.uns["stinfer"]
-    assert (uns["format_version"], uns["pooling"], uns["window"]) == (2, "map", "square")
+    assert (uns["format_version"], uns["pooling"], uns["window"]) == (3, "map", "square")
+    assert (list(uns["backbones"]), list(uns["models_sha256"])) == (
+        ["mean_cells"],
+        list(bank.settings.models_sha256),
+    )
+    assert (uns["orientations"].tolist(), uns["reductions"].tolist()) == ([1], [1])
     assert uns["fov_um"].tolist() == [200, 600]
     assert uns["um_per_px"] == 10.0
-    assert bytes(uns["model"].tobytes()) == bank.model()
+    assert [bytes(uns["model_0"].tobytes())] == bank.models()
 
 
 def test_anndata_opens_a_bank_of_maps_with_a_projection(tmp_path: Path) -> None:
-    """As `stinfer-export bank` makes one: the board with its default metric."""
+    """As `stinfer-export bank` makes one of a single section: principal components."""
     data, model = tmp_path / "data", tmp_path / "cells.onnx"
     fixtures.write_board_data_set(data)
     fixtures.write_mean_cells_model(model)
-    plan = BankPlan("her2st", 200.0, 100.0, fov_um=(200.0, 600.0), window="disc")
-    made = build_bank(iter_sections(data), plan, model, tmp_path / "bank.h5", device="cpu")
+    plan = BankPlan("her2st", 200.0, 100.0, fov_um=(200.0, 600.0), window="disc", metric="pca")
+    made = build_bank(iter_sections(data), plan, [model], tmp_path / "bank.h5", device="cpu")
 
     read = anndata.read_h5ad(made.path)
     bank = Bank.open(made.path)
     uns = read.uns["stinfer"]
     assert (uns["pooling"], uns["window"], uns["metric"]) == ("map", "disc", "pca")
-    assert uns["projection"].dtype == np.float32
-    np.testing.assert_array_equal(uns["projection"], bank.projection)
+    assert uns["projection_0"].dtype == np.float32
+    np.testing.assert_array_equal(uns["projection_0"], bank.projections[0])
     np.testing.assert_array_equal(read.obsm["embedding"], bank.embedding)
     assert list(uns["notices"]) == list(made.notices)
     read.write_h5ad(tmp_path / "again.h5ad")
     again = anndata.read_h5ad(tmp_path / "again.h5ad")
     np.testing.assert_array_equal(again.X.toarray(), read.X.toarray())
-    np.testing.assert_array_equal(again.uns["stinfer"]["projection"], bank.projection)
+    np.testing.assert_array_equal(again.uns["stinfer"]["projection_0"], bank.projections[0])
 
 
 def test_anndata_opens_a_saved_map(slide_map: Path) -> None:
@@ -119,9 +124,9 @@ def test_anndata_opens_a_saved_map(slide_map: Path) -> None:
     ]
     assert list(read.obs_names) == names
     uns = read.uns["stinfer"]
-    assert (uns["kind"], uns["format_version"], uns["backbone"], uns["cell_um"]) == (
+    assert (uns["kind"], uns["format_version"], uns["backbones"], uns["cell_um"]) == (
         "map",
-        1,
+        2,
         "mean_cells",
         40,
     )

@@ -16,7 +16,7 @@ from stinfer.onnx_guard import find_forbidden
 from stinfer.onnx_runtime import ort
 from stinfer_export.stain_texture import build_graph
 
-MODEL = Bank.open(Path(__file__).parents[1] / "data" / "board_v1.h5").model()
+MODEL = Bank.open(Path(__file__).parents[1] / "data" / "board_v1.h5").models()[0]
 
 
 def test_our_own_models_pass() -> None:

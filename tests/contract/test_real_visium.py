@@ -101,7 +101,7 @@ def test_file_and_folder_of_placenta_give_the_same_bank(tmp_path: Path) -> None:
         shutil.copytree(PLACENTA, outs, ignore=shutil.ignore_patterns(left_out))
         image = outs / "spatial/tissue_lowres_image.png"
         plan = BankPlan("visium", 100.0, 55.0, pooling="patch")
-        banks.append(build_bank(iter_sections([outs], [image]), plan, model, tmp_path / form / "bank.h5"))
+        banks.append(build_bank(iter_sections([outs], [image]), plan, [model], tmp_path / form / "bank.h5"))
 
     assert banks[0].path.read_bytes() == banks[1].path.read_bytes()
     assert (banks[0].n_refs, banks[0].n_genes) == (2898, 19465)

@@ -62,7 +62,7 @@ def banks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name in BACKBONES:
         model = export_backbone(name, folder / "resnet18.pth" if name == "resnet18" else None, folder)
         plan = BankPlan(her2st.NAME, her2st.PITCH_UM, her2st.SPOT_DIAMETER_UM)
-        found[name] = build_bank(her2st.iter_sections(data.folder), plan, model, folder / f"{name}.h5").path
+        found[name] = build_bank(her2st.iter_sections(data.folder), plan, [model], folder / f"{name}.h5").path
     return found
 
 

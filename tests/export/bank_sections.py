@@ -37,18 +37,21 @@ CELL_CHANNELS, CELL_STRIDE_PX = 6, 32
 PLAIN = {"pooling": "patch", "metric": "none", "distance": "euclidean"}
 
 
-def write_cell_model(path, *, halo_cells=0, refusal="", head=False):
+def write_cell_model(
+    path, *, halo_cells=0, refusal="", head=False, name="cells", checkpoint="", stride_px=CELL_STRIDE_PX
+):
     """Write a backbone of cells: six linear mixtures of color, cut off at 0, averaged.
 
     Without a halo a cell sees its own 32 px alone. With one it sees 64 px that begin at its own corner, so
-    that their middle lies 16 px to the right of its own middle and below it.
+    that their middle lies 16 px to the right of its own middle and below it. With a checkpoint it says that
+    it is a network; its name chooses the mixtures.
     """
-    rng = np.random.default_rng(7)
+    rng = np.random.default_rng(7 if name == "cells" else list(name.encode()))
     mixtures = rng.normal(size=(CELL_CHANNELS, 3, 1, 1)).astype(np.float32) / 255
     # Every mixture is cut off at about half of the colors of stained tissue.
     shifts = -mixtures[:, :, 0, 0] @ np.array([190, 90, 170], dtype=np.float32)
-    side = CELL_STRIDE_PX * (2 if halo_cells else 1)
-    beyond = side - CELL_STRIDE_PX
+    side = stride_px * (2 if halo_cells else 1)
+    beyond = side - stride_px
     nodes = [
         helper.make_node("Cast", ["pixels"], ["values"], to=TensorProto.FLOAT),
         helper.make_node("Transpose", ["values"], ["planes"], perm=[0, 3, 1, 2]),
@@ -59,7 +62,7 @@ def write_cell_model(path, *, halo_cells=0, refusal="", head=False):
             ["cut"],
             ["features"],
             kernel_shape=[side, side],
-            strides=[CELL_STRIDE_PX] * 2,
+            strides=[stride_px] * 2,
             pads=[0, 0, beyond, beyond],
             count_include_pad=1,
         ),
@@ -78,7 +81,8 @@ def write_cell_model(path, *, halo_cells=0, refusal="", head=False):
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     traits = MapTraits(halo_cells, (beyond / 2,) * 2, _square_head() if head else b"")
-    card = ModelCard("cells", 224, c, c, CELL_STRIDE_PX, "", "fp32", None if refusal else traits, refusal)
+    kept = None if refusal else traits
+    card = ModelCard(name, 224, c, c, stride_px, checkpoint, "fp32", map_traits=kept, map_refusal=refusal)
     helper.set_model_props(model, card.to_props())
     onnx.checker.check_model(model)
     path.write_bytes(model.SerializeToString(deterministic=True))
@@ -119,7 +123,7 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def board_bank(data, model, tmp_path_factory):
     path = tmp_path_factory.mktemp("bank") / "board.h5"
-    summary = build_bank(iter_sections(data), plan(), model, path, device="cpu")
+    summary = build_bank(iter_sections(data), plan(), [model], path, device="cpu")
     return summary, Bank.open(path)
 
 
@@ -158,5 +162,5 @@ def dense(bank):
 
 
 def build(sections, how, model, path, **options):
-    summary = build_bank(sections, how, model, path, device="cpu", **options)
+    summary = build_bank(sections, how, [model], path, device="cpu", **options)
     return summary, Bank.open(path)

@@ -67,15 +67,22 @@ def test_settings_say_how_the_bank_was_made(board_bank, model):
     _, bank = board_bank
     s = bank.settings
 
-    assert (s.dataset, s.backbone, s.pooling, s.patch_px) == ("board", "mean_color", "patch", 8)
-    assert s.model_sha256 == hashlib.sha256(model.read_bytes()).hexdigest()
+    assert (s.dataset, s.backbones, s.pooling, s.patch_px) == ("board", ("mean_color",), "patch", 8)
+    assert s.models_sha256 == (hashlib.sha256(model.read_bytes()).hexdigest(),)
+    assert (s.preset, s.orientations, s.reductions, s.stain, s.tuning) == (
+        "custom",
+        (1,),
+        (1,),
+        "none",
+        "none",
+    )
     assert (s.fov_um, s.window, s.um_per_px) == ((100,), "square", 12.5)
     assert (s.pitch_um, s.spot_diameter_um) == (200, 100)
     assert (s.normalization, s.gene_join, s.metric) == ("log1p_cp10k", "union", "none")
     assert (s.distance, s.weighting) == ("euclidean", "softmax")
     assert s.cross_validation == "leave-one-spot-out"
     assert f"numpy {np.__version__}" in s.software.split(", ")
-    assert bank.model() == model.read_bytes()
+    assert bank.models() == [model.read_bytes()]
 
 
 def test_the_bank_says_where_it_came_from(board_bank):
@@ -126,7 +133,7 @@ def test_anndata_and_scanpy_see_the_counts_they_would_have_normalised(picture, m
     assert found.obsm["spatial"][:6].tolist() == [[50 + 10 * i, 50] for i in range(6)]
     assert found.obsm["embedding"].shape == (18, 3)
     assert found.uns["stinfer"]["gene_join"] == "union"
-    assert found.uns["stinfer"]["model"].tobytes() == model.read_bytes()
+    assert found.uns["stinfer"]["model_0"].tobytes() == model.read_bytes()
 
 
 # Neighbors and metric
@@ -155,7 +162,7 @@ def test_k_may_be_all_references(data, model, tmp_path):
 
 def test_k_may_not_be_more_than_the_references(data, model, tmp_path):
     with pytest.raises(SettingError, match=r"--k 31 is larger than the bank's 30 references"):
-        build_bank(iter_sections(data), _plan(k=31), model, tmp_path / "b.h5", device="cpu")
+        build_bank(iter_sections(data), _plan(k=31), [model], tmp_path / "b.h5", device="cpu")
 
     assert list(tmp_path.iterdir()) == []
 

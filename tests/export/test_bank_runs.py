@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from stinfer import h5ad
-from stinfer.embed import open_encoder
+from stinfer.embed import open_encoders
 from stinfer.errors import (
     BankFormatError,
     ModelFormatError,
@@ -39,7 +39,7 @@ _plan, _section, _build = shared.plan, shared.section, shared.build
 def test_the_same_input_gives_the_same_bytes(data, model, tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        build_bank(iter_sections(data), _plan(), model, tmp_path / name / "x.h5", device="cpu")
+        build_bank(iter_sections(data), _plan(), [model], tmp_path / name / "x.h5", device="cpu")
 
     assert (tmp_path / "a/x.h5").read_bytes() == (tmp_path / "b/x.h5").read_bytes()
 
@@ -74,7 +74,7 @@ def test_an_existing_bank_is_refused_before_any_work(model, tmp_path):
     path.write_bytes(b"precious")
 
     with pytest.raises(OutputExistsError, match=r"a\.h5 exists"):
-        build_bank(never(), _plan(), model, path, device="cpu")
+        build_bank(never(), _plan(), [model], path, device="cpu")
 
     assert path.read_bytes() == b"precious"
     assert list(tmp_path.iterdir()) == [path]
@@ -84,7 +84,7 @@ def test_an_existing_bank_is_replaced_when_asked(data, model, tmp_path, board_ba
     path = tmp_path / "board.h5"
     path.write_bytes(b"old")
 
-    build_bank(iter_sections(data), _plan(), model, path, device="cpu", overwrite=True)
+    build_bank(iter_sections(data), _plan(), [model], path, device="cpu", overwrite=True)
 
     assert path.read_bytes() == board_bank[1].path.read_bytes()
 
@@ -97,19 +97,19 @@ def test_the_model_is_never_replaced_by_the_bank(data, model, tmp_path, overwrit
 
     for out in (path, tmp_path / "link.h5"):
         with pytest.raises(SettingError, match=f"output .*{out.name} is also an input"):
-            build_bank(iter_sections(data), _plan(), path, out, device="cpu", overwrite=overwrite)
+            build_bank(iter_sections(data), _plan(), [path], out, device="cpu", overwrite=overwrite)
 
     assert path.read_bytes() == model.read_bytes()
 
 
 def test_a_missing_folder_is_refused(data, model, tmp_path):
     with pytest.raises(OutputWriteError, match=r"the folder .*nowhere does not exist"):
-        build_bank(iter_sections(data), _plan(), model, tmp_path / "nowhere/a.h5", device="cpu")
+        build_bank(iter_sections(data), _plan(), [model], tmp_path / "nowhere/a.h5", device="cpu")
 
 
 def test_a_missing_model_is_refused(data, tmp_path):
     with pytest.raises(SettingError, match=r"model .*none\.onnx cannot be read: No such file") as caught:
-        build_bank(iter_sections(data), _plan(), tmp_path / "none.onnx", tmp_path / "a.h5", device="cpu")
+        build_bank(iter_sections(data), _plan(), [tmp_path / "none.onnx"], tmp_path / "a.h5", device="cpu")
 
     assert "stinfer-export backbone" in caught.value.fix
     assert list(tmp_path.iterdir()) == []
@@ -135,7 +135,7 @@ def test_a_model_that_is_none_of_ours_is_refused(data, model, tmp_path):
 
     for path in before:
         with pytest.raises(ModelFormatError, match=path.name):
-            build_bank(iter_sections(data), _plan(), path, tmp_path / "a.h5", device="cpu")
+            build_bank(iter_sections(data), _plan(), [path], tmp_path / "a.h5", device="cpu")
 
     assert sorted(tmp_path.iterdir()) == before
 
@@ -146,7 +146,7 @@ def test_a_section_that_cannot_be_read_leaves_nothing_behind(data, model, tmp_pa
         raise DatasetError(data, "broken", "mend it")
 
     with pytest.raises(DatasetError, match="broken"):
-        build_bank(sections(), _plan(), model, tmp_path / "a.h5", device="cpu")
+        build_bank(sections(), _plan(), [model], tmp_path / "a.h5", device="cpu")
 
     assert list(tmp_path.iterdir()) == []
 
@@ -157,7 +157,7 @@ def test_an_image_that_cannot_be_read_leaves_nothing_behind(model, tmp_path):
     section = _section(image, "P1", "AB", [[3, 1], [2, 2]])
 
     with pytest.raises(SlideUnreadableError, match=r"HE\.jpg"):
-        build_bank([section], _plan(), model, tmp_path / "a.h5", device="cpu")
+        build_bank([section], _plan(), [model], tmp_path / "a.h5", device="cpu")
 
     assert list(tmp_path.iterdir()) == [image]
 
@@ -176,7 +176,7 @@ def test_a_full_disk_leaves_nothing_behind_and_the_old_bank_whole(data, model, t
 
     monkeypatch.setattr(h5ad, writer, full)
     with pytest.raises(OutputWriteError, match=r"a\.h5: No space left on device"):
-        build_bank(iter_sections(data), _plan(), model, path, device="cpu", overwrite=True)
+        build_bank(iter_sections(data), _plan(), [model], path, device="cpu", overwrite=True)
 
     assert list(tmp_path.iterdir()) == [path]
     assert path.read_bytes() == b"old"
@@ -187,16 +187,16 @@ def test_a_full_disk_leaves_nothing_behind_and_the_old_bank_whole(data, model, t
 
 def test_a_model_that_was_left_out_is_found_beside_the_bank(data, model, tmp_path):
     _, bank = _build(iter_sections(data), _plan(include_model=False), model, tmp_path / "a.h5")
-    assert "model" not in bank.hashes
+    assert not bank.holds_models
     assert model.read_bytes() not in bank.path.read_bytes()
 
     with pytest.raises(BankFormatError, match=r"there is no mean_color\.onnx beside it"):
-        open_encoder(bank, device="cpu", threads=1)
+        open_encoders(bank, device="cpu", threads=1)
 
     (tmp_path / "mean_color.onnx").write_bytes(model.read_bytes())
-    encoder = open_encoder(bank, device="cpu", threads=1)
+    encoders = open_encoders(bank, device="cpu", threads=1)
     pixels = np.full((1, 8, 8, 3), (10, 20, 30), dtype=np.uint8)
-    np.testing.assert_allclose(encoder.embed(pixels), [[10, 20, 30]], atol=1e-5)
+    np.testing.assert_allclose(encoders.embed([pixels]), [[10, 20, 30]], atol=1e-5)
 
 
 def test_another_model_beside_the_bank_is_refused(data, model, tmp_path):
@@ -205,5 +205,5 @@ def test_another_model_beside_the_bank_is_refused(data, model, tmp_path):
     other.doc_string = "another"
     onnx.save(other, tmp_path / "mean_color.onnx")
 
-    with pytest.raises(ModelFormatError, match=bank.settings.model_sha256):
-        open_encoder(bank, device="cpu", threads=1)
+    with pytest.raises(ModelFormatError, match=bank.settings.models_sha256[0]):
+        open_encoders(bank, device="cpu", threads=1)

@@ -76,7 +76,7 @@ def test_sections_without_a_common_gene_have_no_intersection(picture, model, tmp
     sections = [_section(picture, "P1", "A", [[1], [2]]), _section(picture, "P2", "B", [[1], [2]])]
 
     with pytest.raises(SettingError, match="the sections have no gene in common") as caught:
-        build_bank(sections, _plan(gene_join="intersection"), model, tmp_path / "a.h5", device="cpu")
+        build_bank(sections, _plan(gene_join="intersection"), [model], tmp_path / "a.h5", device="cpu")
 
     assert "--gene-join union" in caught.value.fix
     assert list(tmp_path.iterdir()) == []
@@ -158,7 +158,7 @@ def test_no_usable_spot_at_all_is_refused(picture, model, tmp_path):
     section = _section(picture, "P1", "AB", [[1, 1], [2, 2]], [(-10.0, 50.0), (50.0, 110.0)])
 
     with pytest.raises(SettingError, match="no section has a spot that can be used") as caught:
-        build_bank([section], _plan(), model, tmp_path / "a.h5", device="cpu")
+        build_bank([section], _plan(), [model], tmp_path / "a.h5", device="cpu")
 
     assert "--max-outside" in caught.value.fix
     assert list(tmp_path.iterdir()) == []

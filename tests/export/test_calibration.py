@@ -9,7 +9,7 @@ from sklearn.neighbors import KNeighborsRegressor, NearestNeighbors
 
 from stinfer.sparse import Sparse
 from stinfer_export.agreement import pearson_by_gene
-from stinfer_export.calibration import calibrate
+from stinfer_export.calibration import Fold, calibrate, whole_folds
 
 
 def _sparse(dense):
@@ -19,6 +19,12 @@ def _sparse(dense):
 
 def _line(*positions):
     return np.array(positions, dtype=np.float32)[:, None]
+
+
+def _calibrate(embedding, codes, expression, distance, k, weighting):
+    """Calibrate with one metric for all, the temperature not learned."""
+    folds = whole_folds(embedding, codes)
+    return calibrate(folds, codes, expression, distance, k, weighting, None)
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +76,8 @@ def test_accuracy_is_that_of_scikit_learn_trained_on_the_other_sections(referenc
         for gene in range(6):
             pearson[section, gene] = np.corrcoef(predicted[:, gene], expression[held_out, gene])[0, 1]
 
-    found = calibrate(embedding, codes, _sparse(expression), distance, 5, weighting)
+    found = _calibrate(embedding, codes, _sparse(expression), distance, 5, weighting)
 
-    assert found.scheme == "leave-one-section-out"
     assert found.temperature == pytest.approx(temperature, rel=1e-4)
     np.testing.assert_allclose(found.gene_pearson, pearson.mean(axis=0), atol=1e-4)
     np.testing.assert_allclose(found.gene_pearson_sd, pearson.std(axis=0, ddof=1), atol=1e-4)
@@ -84,7 +89,7 @@ def test_distances_are_quantiles_of_the_ten_nearest_of_other_sections(references
     embedding, codes, expression = references
     expected = _distances(embedding, codes, distance, 10).mean(axis=1)
 
-    found = calibrate(embedding, codes, _sparse(expression), distance, k, weighting)
+    found = _calibrate(embedding, codes, _sparse(expression), distance, k, weighting)
 
     assert found.domain_k == 10
     assert len(found.distance_quantiles) == 101
@@ -97,9 +102,8 @@ def test_one_section_is_predicted_spot_by_spot(references):
         [_fold(embedding, expression, np.arange(38) == i, "cosine", 6, "uniform") for i in range(38)]
     )
 
-    found = calibrate(embedding, np.zeros(38, dtype=np.int64), _sparse(expression), "cosine", 6, "uniform")
+    found = _calibrate(embedding, np.zeros(38, dtype=np.int64), _sparse(expression), "cosine", 6, "uniform")
 
-    assert found.scheme == "leave-one-spot-out"
     expected = [np.corrcoef(predicted[:, gene], expression[:, gene])[0, 1] for gene in range(6)]
     np.testing.assert_allclose(found.gene_pearson, expected, atol=1e-4)
     assert np.isnan(found.gene_pearson_sd).all()
@@ -112,7 +116,7 @@ def test_a_section_never_predicts_itself():
     codes = np.repeat([0, 1], 12)
     expression = np.where(codes == 0, places, 10 - places)[:, None]
 
-    found = calibrate(_line(*places), codes, _sparse(expression), "euclidean", 3, "softmax")
+    found = _calibrate(_line(*places), codes, _sparse(expression), "euclidean", 3, "softmax")
 
     assert found.gene_pearson[0] == pytest.approx(-1, abs=1e-6)
     assert found.gene_pearson_sd[0] == pytest.approx(0, abs=1e-6)
@@ -123,7 +127,7 @@ def test_within_one_section_a_spot_never_predicts_itself():
     places = np.repeat([0.0, 10, 20, 30], 2)
     expression = np.tile([[1.0], [5.0]], (4, 1))
 
-    found = calibrate(
+    found = _calibrate(
         _line(*places), np.zeros(8, dtype=np.int64), _sparse(expression), "euclidean", 1, "uniform"
     )
 
@@ -135,8 +139,8 @@ def test_distances_and_temperature_by_hand():
     codes = np.array([0, 0, 1, 1])
     expression = _sparse([[1], [2], [1], [2]])
 
-    one = calibrate(_line(0, 10, 1, 12), codes, expression, "euclidean", 1, "uniform")
-    two = calibrate(_line(0, 10, 1, 12), codes, expression, "euclidean", 2, "uniform")
+    one = _calibrate(_line(0, 10, 1, 12), codes, expression, "euclidean", 1, "uniform")
+    two = _calibrate(_line(0, 10, 1, 12), codes, expression, "euclidean", 2, "uniform")
 
     # Of the other section: 1 and 12, 2 and 9, 1 and 9, 2 and 12. Means 6.5, 5.5, 5, 7.
     for found in (one, two):
@@ -154,7 +158,7 @@ def test_k_is_lowered_to_what_other_sections_hold():
     expression = _sparse(np.sin(places)[:, None])
     nearest = _distances(_line(*places), codes, "euclidean", 3)
 
-    found = calibrate(_line(*places), codes, expression, "euclidean", 9, "inverse")
+    found = _calibrate(_line(*places), codes, expression, "euclidean", 9, "inverse")
 
     predicted = np.concatenate(
         [
@@ -172,9 +176,8 @@ def test_k_is_lowered_to_what_other_sections_hold():
 
 
 def test_one_reference_has_nothing_to_be_predicted_from():
-    found = calibrate(_line(3), np.array([0]), _sparse([[1.0, 0.0]]), "euclidean", 1, "softmax")
+    found = _calibrate(_line(3), np.array([0]), _sparse([[1.0, 0.0]]), "euclidean", 1, "softmax")
 
-    assert found.scheme == "none"
     assert found.temperature > 0
     assert np.isnan(found.gene_pearson).all()
     assert np.isnan(found.gene_pearson_sd).all()
@@ -187,7 +190,7 @@ def test_a_gene_that_varies_in_one_section_has_no_accuracy_there_and_no_spread()
     places = [0.0, 1, 2, 0, 1, 2]
     expression = [[1, 1, 0], [2, 2, 0], [3, 3, 0], [4, 3, 0], [4, 2, 0], [4, 1, 0]]
 
-    found = calibrate(_line(*places), np.repeat([0, 1], 3), _sparse(expression), "euclidean", 1, "uniform")
+    found = _calibrate(_line(*places), np.repeat([0, 1], 3), _sparse(expression), "euclidean", 1, "uniform")
 
     assert np.isnan(found.gene_pearson[[0, 2]]).all()
     assert found.gene_pearson[1] == pytest.approx(-1)
@@ -203,7 +206,9 @@ def test_accuracy_is_the_mean_of_the_sections_where_there_is_one():
     places = [0.0, 10, 20, 1, 11, 21, 3, 13, 23]
     expression = np.array([[1, 2, 3, 3, 2, 1, 5, 5, 5], [1, 2, 3, 1, 2, 3, 3, 2, 1]]).T
 
-    found = calibrate(_line(*places), np.repeat([0, 1, 2], 3), _sparse(expression), "euclidean", 1, "uniform")
+    found = _calibrate(
+        _line(*places), np.repeat([0, 1, 2], 3), _sparse(expression), "euclidean", 1, "uniform"
+    )
 
     assert found.gene_pearson.tolist() == pytest.approx([-1, 1 / 3], abs=1e-6)
     assert found.gene_pearson_sd.tolist() == pytest.approx([0, np.std([1, 1, -1], ddof=1)], abs=1e-6)
@@ -215,9 +220,67 @@ def test_a_prediction_that_is_the_same_everywhere_has_no_accuracy():
     embedding = generator.normal(size=(130, 3)).astype(np.float32)
     expression = generator.uniform(1, 8, size=(130, 33)).astype(np.float32)
 
-    found = calibrate(embedding, np.repeat([0, 1], 65), _sparse(expression), "cosine", 65, "uniform")
+    found = _calibrate(embedding, np.repeat([0, 1], 65), _sparse(expression), "cosine", 65, "uniform")
 
     assert np.isnan(found.gene_pearson).all()
+
+
+def test_every_fold_is_searched_in_the_metric_that_was_fitted_for_it():
+    # Section 0 at 0, 10, 20; section 1 at 1, 11, 21. The metric for section 1 turns the others round.
+    codes = np.repeat([0, 1], 3)
+    expression = _sparse([[1], [2], [3], [1], [2], [3]])
+    first, second = np.arange(3), np.arange(3, 6)
+    folds = [
+        Fold(first, second, _line(0, 10, 20), _line(1, 11, 21)),
+        Fold(second, first, _line(1, 11, 21), _line(20, 10, 0)),
+    ]
+
+    found = calibrate(folds, codes, expression, "euclidean", 1, "softmax", 2.5)
+
+    # Section 0 is predicted 1, 2, 3, and section 1 is predicted 3, 2, 1.
+    assert found.gene_pearson.tolist() == pytest.approx([0.0], abs=1e-6)
+    assert found.gene_pearson_sd.tolist() == pytest.approx([np.std([1, -1], ddof=1)])
+    # Distances to all three: 1, 11, 21; 9, 1, 11; 19, 9, 1, and the same the other way round.
+    assert found.domain_k == 3
+    assert found.distance_quantiles[[0, 50, 100]] == pytest.approx([7, 29 / 3, 11])
+    # What was learned is not measured again.
+    assert found.temperature == 2.5
+
+
+# Intervals
+
+
+def test_a_genes_interval_holds_nine_tenths_of_what_was_held_out(references):
+    embedding, codes, expression = references
+    expression = np.hstack([expression, np.zeros((38, 1), dtype=np.float32)])
+    mean, spread = np.empty((2, 38, 7))
+    for i in range(38):
+        known = np.flatnonzero(codes != codes[i])
+        near = known[np.argsort(np.linalg.norm(embedding[known] - embedding[i], axis=1))[:5]]
+        mean[i], spread[i] = expression[near].mean(axis=0), expression[near].std(axis=0)
+
+    found = _calibrate(embedding, codes, _sparse(expression), "euclidean", 5, "uniform")
+
+    np.testing.assert_allclose(found.interval_floor, spread.mean(axis=0), atol=1e-4)
+    # Half of a width is the spot's own, half the gene's usual. Of 38 errors the 36th: 39 x 0.9, rounded up.
+    width = (spread + spread.mean(axis=0)) / 2
+    ratio = np.sort(np.abs(expression - mean)[:, :6] / width[:, :6], axis=0)
+    np.testing.assert_allclose(found.interval_scale[:6], ratio[35], rtol=1e-3)
+    inside = np.abs(expression - mean) <= width * found.interval_scale * 1.001
+    assert inside[:, :6].sum(axis=0).tolist() == [36] * 6
+    # A gene that is nowhere has none.
+    assert np.isnan(found.interval_scale[6])
+
+
+@pytest.mark.parametrize(("n_refs", "known"), [(19, False), (20, True)])
+def test_fewer_than_20_references_say_nothing_of_a_tenth(n_refs, known):
+    rng = np.random.default_rng(4)
+    places, expression = rng.normal(size=(n_refs, 2)).astype(np.float32), rng.uniform(1, 3, (n_refs, 2))
+
+    found = _calibrate(places, np.arange(n_refs) % 2, _sparse(expression), "euclidean", 3, "uniform")
+
+    assert np.isfinite(found.interval_scale).tolist() == [known] * 2
+    assert np.isfinite(found.interval_floor).tolist() == [known] * 2
 
 
 # Pearson

@@ -20,6 +20,7 @@ pytest.importorskip("onnxscript")
 from safetensors.torch import save_file  # noqa: E402  # after the skips
 
 from stinfer.contract import MapTraits, ModelCard  # noqa: E402
+from stinfer.encoder import Encoder  # noqa: E402
 from stinfer.errors import OutputExistsError, OutputWriteError, SettingError  # noqa: E402
 from stinfer_export import convert  # noqa: E402
 from stinfer_export.errors import (  # noqa: E402
@@ -92,6 +93,32 @@ def run_torch(model, name, pixels):
         return model(images).numpy(), model.forward_features(images).numpy()
 
 
+def stage_squares(model, pixels, name, stages):
+    """Compute the mean squares of some modules' maps over cells of 32 px, through hooks of the test's own."""
+    seen = {}
+    handles = [
+        model.get_submodule(stage).register_forward_hook(
+            lambda _, __, given, stage=stage: seen.update({stage: given.detach().clone()})
+        )
+        for stage in stages
+    ]
+    run_torch(model, name, pixels)
+    for handle in handles:
+        handle.remove()
+    found = []
+    for stage in stages:
+        squares = seen[stage].numpy().astype(np.float64) ** 2
+        n_rows, n_columns = pixels.shape[1] // 32, pixels.shape[2] // 32
+        side = squares.shape[2] // n_rows
+        cells = np.empty((*squares.shape[:2], n_rows, n_columns))
+        for row in range(n_rows):
+            for column in range(n_columns):
+                place = squares[:, :, row * side : (row + 1) * side, column * side : (column + 1) * side]
+                cells[:, :, row, column] = place.mean(axis=(2, 3))
+        found.append(cells)
+    return found
+
+
 def open_onnx(path):
     options = ort.SessionOptions()
     # Idle threads would keep the cores that torch needs.
@@ -113,19 +140,48 @@ def read_card(session):
     return ModelCard.from_props(session.get_modelmeta().custom_metadata_map)
 
 
-# name, file, wrapper, prefix, with classifier, dim, channels
+# name, file, wrapper, prefix, with classifier, dim, channels, and the last modules at 4, 8 and 16 px with
+# their channels
+RESNET, VGG = ("layer1", "layer2", "layer3"), ("features.15", "features.22", "features.29")
+DENSENET = ("features.denseblock1", "features.denseblock2", "features.denseblock3")
 PAPER = [
-    pytest.param("vgg16", "a.safetensors", None, "", False, 4096, 512, id="vgg16"),
-    pytest.param("densenet121", "a.pth", "state_dict", "", True, 1024, 1024, id="densenet121"),
-    pytest.param("resnet18", "a.pth", None, "", True, 512, 512, id="resnet18"),
-    pytest.param("resnet50", "pytorch_model.bin", None, "", False, 2048, 2048, id="resnet50"),
-    pytest.param("resnext50d_32x4d", "a.pth", "model", "module.", True, 2048, 2048, id="resnext50d"),
+    pytest.param("vgg16", "a.safetensors", None, "", False, 4096, 512, VGG, (256, 512, 512), id="vgg16"),
+    pytest.param(
+        "densenet121",
+        "a.pth",
+        "state_dict",
+        "",
+        True,
+        1024,
+        1024,
+        DENSENET,
+        (256, 512, 1024),
+        id="densenet121",
+    ),
+    pytest.param("resnet18", "a.pth", None, "", True, 512, 512, RESNET, (64, 128, 256), id="resnet18"),
+    pytest.param(
+        "resnet50", "pytorch_model.bin", None, "", False, 2048, 2048, RESNET, (256, 512, 1024), id="resnet50"
+    ),
+    pytest.param(
+        "resnext50d_32x4d",
+        "a.pth",
+        "model",
+        "module.",
+        True,
+        2048,
+        2048,
+        RESNET,
+        (256, 512, 1024),
+        id="resnext50d",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("name", "file", "wrapper", "prefix", "with_classifier", "dim", "channels"), PAPER)
+@pytest.mark.parametrize(
+    ("name", "file", "wrapper", "prefix", "with_classifier", "dim", "channels", "stages", "moments"), PAPER
+)
 def test_the_papers_five_are_exported(
-    tmp_path, monkeypatch, name, file, wrapper, prefix, with_classifier, dim, channels
+    tmp_path, monkeypatch, name, file, wrapper, prefix, with_classifier, dim, channels, stages, moments
 ):
     # That takes long, and is shown by the slow test_the_maps_of_the_papers_five.
     traits = MapTraits(5, (-1.5, 2.0))
@@ -148,7 +204,9 @@ def test_the_papers_five_are_exported(
     assert path == tmp_path / "models" / f"{tagged}.onnx"
     assert list(path.parent.iterdir()) == [path]
     session = open_onnx(path)
-    assert read_card(session) == ModelCard(tagged, 224, dim, channels, 32, sha256, "fp32", traits, "")
+    assert read_card(session) == ModelCard(
+        tagged, 224, dim, channels, 32, sha256, "fp32", moments, traits, ""
+    )
     if with_classifier:
         model.reset_classifier(0)
     # The last is less than the 7 x 7 cells that the head of a VGG is made for.
@@ -158,6 +216,10 @@ def test_the_papers_five_are_exported(
         assert found[0].shape == (len(pixels), dim)
         assert found[1].shape == (len(pixels), channels, pixels.shape[1] // 32, pixels.shape[2] // 32)
         assert [relative(*pair) <= TOLERANCE for pair in zip(found, truths, strict=True)] == [True, True]
+        squares = run_onnx(session, pixels, ["moments_0", "moments_1", "moments_2"])
+        assert [one.shape[1] for one in squares] == list(moments)
+        truths = stage_squares(model, pixels, tagged, stages)
+        assert [relative(*pair) <= TOLERANCE for pair in zip(squares, truths, strict=True)] == [True] * 3
     path.unlink()
 
 
@@ -215,6 +277,30 @@ def test_embedding_is_the_mean_of_features_where_the_network_pools_so(tiny_onnx)
     assert relative(features.mean(axis=(2, 3)), embedding) < 1e-5
 
 
+def test_moments_are_the_mean_squares_of_earlier_stages(tiny, tiny_onnx):
+    session = open_onnx(tiny_onnx)
+    for height_px, width_px in ((64, 96), (160, 160)):
+        pixels = patches(2, height_px, width_px)
+        found = run_onnx(session, pixels, ["moments_0", "moments_1", "moments_2"])
+        truths = stage_squares(tiny[1], pixels, TINY, ("layer1", "layer2", "layer3"))
+        assert [one.shape[1] for one in found] == [32, 48, 192]
+        assert [relative(*pair) <= TOLERANCE for pair in zip(found, truths, strict=True)] == [True] * 3
+    assert read_card(session).moments == (32, 48, 192)
+    assert read_card(session).layers == (96, 32, 48, 192)
+
+
+def test_the_runtime_reads_cells_with_their_moments(tiny_onnx):
+    encoder = Encoder(tiny_onnx.read_bytes(), "tiny", pooling="map", device="cpu", threads=1)
+    pixels = patches(2, 64, 96)
+
+    found = encoder.features(pixels)
+
+    names = ["features", "moments_0", "moments_1", "moments_2"]
+    expected = np.concatenate(run_onnx(open_onnx(tiny_onnx), pixels, names), axis=1)
+    assert found.shape == (2, 368, 2, 3)
+    assert relative(found, expected) < 1e-5
+
+
 def test_the_file_is_as_the_format_says(tiny_onnx):
     model = onnx.load(tiny_onnx, load_external_data=False)
 
@@ -229,6 +315,9 @@ def test_the_file_is_as_the_format_says(tiny_onnx):
     assert [_signature(value) for value in model.graph.output] == [
         ("embedding", onnx.TensorProto.FLOAT, ["n", 96]),
         ("features", onnx.TensorProto.FLOAT, ["n", 96, "height/32", "width/32"]),
+        ("moments_0", onnx.TensorProto.FLOAT, ["n", 32, "height/32", "width/32"]),
+        ("moments_1", onnx.TensorProto.FLOAT, ["n", 48, "height/32", "width/32"]),
+        ("moments_2", onnx.TensorProto.FLOAT, ["n", 192, "height/32", "width/32"]),
     ]
     assert not any(initializer.external_data for initializer in model.graph.initializer)
     assert tiny_onnx.stat().st_mode & 0o777 == 0o644

@@ -18,7 +18,7 @@ from stinfer.encoder import Encoder
 from stinfer.errors import SettingError
 from stinfer_export import export_all as module
 from stinfer_export.bank_builder import build_bank
-from stinfer_export.bank_plan import BankPlan
+from stinfer_export.bank_plan import BankPlan, with_preset
 from stinfer_export.datasets.her2st import iter_sections
 from stinfer_export.errors import DatasetError
 from stinfer_export.export_all import export_all
@@ -138,12 +138,13 @@ def test_the_data_set_given_is_packed(board):
     assert lines[-1] == "wrote reference_bank/her2st.h5: 30 references x 3 genes"
     bank = Bank.open("reference_bank/her2st.h5")
     s = bank.settings
-    assert (s.dataset, s.backbone) == ("her2st", "stain_texture")
+    assert (s.dataset, s.backbones) == ("her2st", ("stain_texture",))
     assert (s.pitch_um, s.spot_diameter_um) == (200, 100)
-    assert (s.pooling, s.fov_um, s.window, s.metric) == ("map", (154, 309, 618), "square", "standardize")
+    assert (s.preset, s.pooling, s.fov_um, s.window) == ("fast", "map", (110, 220, 440, 880), "square")
+    assert (s.metric, s.distance, s.k) == ("standardize", "cosine", 6)
     assert bank.spots[0] == "T1_0x0"
     assert bank.genes == ("GREEN", "RED", "REST")
-    assert hashlib.sha256(Path("models/stain_texture.onnx").read_bytes()).hexdigest() == s.model_sha256
+    assert hashlib.sha256(Path("models/stain_texture.onnx").read_bytes()).hexdigest() == s.models_sha256[0]
 
 
 def test_the_data_set_is_found_in_its_place_and_packed_once(board, conversions):
@@ -193,16 +194,14 @@ def _other_bank(board, name, tmp_path):
     """Pack the board otherwise, in one regard."""
     model = Path("models/stain_texture.onnx")
     data = board
-    plan = BankPlan("her2st", 200.0, 100.0)
+    plan = with_preset(BankPlan("her2st", 200.0, 100.0), "fast")
     if name == "sections":
         data = tmp_path / "data"
         shutil.copytree(board, data)
         shutil.copytree(data / "ST-imgs/T/T1", data / "ST-imgs/U/U2")
         shutil.copy(data / "ST-cnts/T1.tsv", data / "ST-cnts/U2.tsv")
         shutil.copy(data / "ST-spotfiles/T1_selection.tsv", data / "ST-spotfiles/U2_selection.tsv")
-        # As many neighbors as the board has by itself: the sections alone differ.
-        plan = dataclasses.replace(plan, k=12)
-    elif name == "model_sha256":
+    elif name == "models_sha256":
         # Of the same kind, so that all else that the bank says is the same.
         other = onnx.load(model)
         other.doc_string = "another"
@@ -210,7 +209,8 @@ def _other_bank(board, name, tmp_path):
         onnx.save(other, model)
     else:
         values = {
-            "fov_um": (154.0, 309.0),
+            "fov_um": (110.0, 220.0),
+            "preset": "custom",
             "window": "disc",
             "pooling": "patch",
             "metric": "none",
@@ -219,14 +219,17 @@ def _other_bank(board, name, tmp_path):
         }
         values |= {"weighting": "uniform", "gene_join": "intersection", "dataset": "mine"}
         plan = dataclasses.replace(plan, **{name: values[name]})
+    if name == "pooling":
+        plan = dataclasses.replace(plan, metric="standardize")
     module.BANK.parent.mkdir()
-    build_bank(iter_sections(data), plan, model, module.BANK, device="cpu")
+    build_bank(iter_sections(data), plan, [model], module.BANK, device="cpu")
 
 
 @pytest.mark.parametrize(
     ("name", "difference"),
     [
-        ("fov_um", "fov_um is (154.0, 309.0), not (154.0, 309.0, 618.0)"),
+        ("fov_um", "fov_um is (110.0, 220.0), not (110.0, 220.0, 440.0, 880.0)"),
+        ("preset", "preset is custom, not fast"),
         ("window", "window is disc, not square"),
         ("metric", "metric is none, not standardize"),
         ("distance", "distance is euclidean, not cosine"),
@@ -235,7 +238,7 @@ def _other_bank(board, name, tmp_path):
         ("dataset", "dataset is mine, not her2st"),
         ("k", "k is 5, not 6"),
         ("sections", "sections is T1, U2, not T1"),
-        ("model_sha256", "model_sha256 is "),
+        ("models_sha256", "models_sha256 is "),
     ],
 )
 def test_a_bank_that_was_made_otherwise_is_not_replaced(board, tmp_path, name, difference):
@@ -263,16 +266,17 @@ def test_a_bank_of_patches_is_not_replaced_by_one_of_maps(board, tmp_path):
 
     assert caught.value.what == (
         "reference_bank/her2st.h5 exists and was made otherwise: pooling is patch, not map; "
-        "fov_um is (154.0,), not (154.0, 309.0, 618.0)"
+        "fov_um is (154.0,), not (110.0, 220.0, 440.0, 880.0)"
     )
     assert module.BANK.read_bytes() == before
 
 
 def test_a_bank_is_kept_that_says_what_the_backbone_would_have_decided(board):
     _run()
-    plan = BankPlan("her2st", 200.0, 100.0, pooling="map", fov_um=(154.0, 309.0, 618.0), metric="standardize")
+    said = {"pooling": "map", "fov_um": (110.0, 220.0, 440.0, 880.0), "metric": "standardize", "k": 6}
+    plan = BankPlan("her2st", 200.0, 100.0, preset="fast", distance="cosine", **said)
     module.BANK.parent.mkdir()
-    build_bank(iter_sections(board), plan, Path("models/stain_texture.onnx"), module.BANK, device="cpu")
+    build_bank(iter_sections(board), plan, [Path("models/stain_texture.onnx")], module.BANK, device="cpu")
 
     assert _run(board)[-1] == KEPT
 
@@ -283,7 +287,7 @@ def test_a_bank_of_a_model_without_a_map_is_kept(board):
 
     assert _run(board, "mynet")[-1] == "wrote reference_bank/her2st.h5: 30 references x 3 genes"
     s = Bank.open(module.BANK).settings
-    assert (s.pooling, s.fov_um, s.metric) == ("patch", (154,), "standardize")
+    assert (s.pooling, s.fov_um, s.metric) == ("patch", (154,), "pca")
     assert _run(board, "mynet")[-1] == KEPT
 
 
@@ -356,7 +360,7 @@ def test_the_model_that_packs(board, conversions, checkpoints, asked, chosen):
         _checkpoint(name)
 
     assert f"packing {board} with models/{chosen}.onnx" in _run(board, asked)
-    assert Bank.open("reference_bank/her2st.h5").settings.backbone == chosen
+    assert Bank.open("reference_bank/her2st.h5").settings.backbones[0] == chosen
 
 
 @pytest.mark.parametrize(
@@ -401,7 +405,7 @@ def test_a_model_file_without_a_checkpoint_packs_when_asked(board, asked):
     fixtures.write_mean_color_model(Path("models/mynet.own.onnx"))
 
     assert f"packing {board} with models/mynet.own.onnx" in _run(board, asked)
-    assert Bank.open("reference_bank/her2st.h5").settings.backbone == "mean_color"
+    assert Bank.open("reference_bank/her2st.h5").settings.backbones == ("mean_color",)
 
 
 def test_a_model_file_without_a_checkpoint_is_not_taken_unasked(board):

@@ -103,7 +103,14 @@ def test_defaults_are_those_of_the_library():
         "distance",
         "k",
         "weighting",
+        "preset",
+        "stain",
+        "orientations",
     }
+    # The command's preset is one, where the library's plan is what it says and nothing else.
+    assert (found.pop("preset"), plan.preset) == ("fast", "custom")
+    assert (found.pop("orientations"), plan.orientations) == ("1", 1)
+    shared -= {"preset", "orientations"}
     assert {name: found[name] for name in shared} == {name: getattr(plan, name) for name in shared}
     assert found["without_model"] is not plan.include_model
 

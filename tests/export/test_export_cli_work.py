@@ -72,6 +72,9 @@ def _without_torch(*arguments):
 def test_a_bank_is_built_with_the_defaults_in_a_folder_of_its_own(board):
     output = _pack(board)
 
+    assert (
+        "Note:  the metric is not learned: it needs at least two sections, each of at least 5 spots" in output
+    )
     assert "reference_bank/her2st.h5: 30 references x 3 genes\n" in output
     assert "Note:  union of the sections' genes: 3, all of them listed in every section" in output
     assert "Note:  k is 6, not 100: a 5th of the 30 references" in output
@@ -82,16 +85,16 @@ def test_a_bank_is_built_with_the_defaults_in_a_folder_of_its_own(board):
     assert (s.pooling, s.fov_um, s.window, s.um_per_px) == ("patch", (154,), "square", 154 / 8)
     assert (s.gene_join, s.metric, s.distance, s.k, s.weighting) == (
         "union",
-        "standardize",
+        "pca",
         "cosine",
         6,
         "softmax",
     )
-    assert bank.model() == (board / "mean_color.onnx").read_bytes()
+    assert bank.models() == [(board / "mean_color.onnx").read_bytes()]
 
 
 def test_a_bank_is_of_maps_where_the_model_can(board):
-    output = _pack(board, model="cells.onnx")
+    output = _pack(board, "--fov-um", "154,309,618", "--preset", "custom", model="cells.onnx")
 
     assert "reference_bank/her2st.h5: 30 references x 3 genes\n" in output
     assert "patches" not in output
@@ -99,7 +102,7 @@ def test_a_bank_is_of_maps_where_the_model_can(board):
     s = bank.settings
     assert (s.pooling, s.fov_um, s.window, s.um_per_px) == ("map", (154, 309, 618), "square", 154 / 224)
     assert (s.metric, s.distance, s.k, s.weighting) == ("pca", "cosine", 6, "softmax")
-    assert bank.projection.shape == (6, 6)
+    assert [one.shape for one in bank.projections] == [(6, 6)]
     assert bank.embedding.shape == (30, 18)
 
 
@@ -132,6 +135,7 @@ def test_every_option_reaches_the_bank(board):
     options = (
         "--sections T1 --pooling map --fov-um 1200,1500.5 --window disc --gene-join intersection "
         "--max-outside 0.1 --metric none --distance euclidean --k 4 --weighting inverse --without-model "
+        "--preset custom --tta 4 "
         "--out b.h5 --device cpu --batch-size 7 --threads 1"
     )
 
@@ -146,8 +150,9 @@ def test_every_option_reaches_the_bank(board):
     assert (s.pooling, s.fov_um, s.window) == ("map", (1200, 1500.5), "disc")
     assert (s.gene_join, s.metric, s.distance) == ("intersection", "none", "euclidean")
     assert (s.k, s.weighting) == (4, "inverse")
-    assert "model" not in bank.hashes
-    assert bank.projection is None
+    assert not bank.holds_models
+    assert (s.preset, s.orientations, s.reductions, s.stain) == ("custom", (1,), (1,), "none")
+    assert bank.projections == (None,)
 
 
 def test_the_options_of_patches_reach_the_bank(board):
@@ -160,7 +165,7 @@ def test_the_options_of_patches_reach_the_bank(board):
     s = bank.settings
     assert (s.pooling, s.fov_um, s.window, s.metric) == ("patch", (150,), "square", "pca")
     assert (s.um_per_px, s.patch_px) == (150 / 224, 224)
-    assert bank.projection.shape == (6, 6)
+    assert [one.shape for one in bank.projections] == [(6, 6)]
 
 
 def test_quiet_prints_notices_alone(board):
@@ -280,7 +285,7 @@ def test_all_packs_with_the_model_asked_for(board):
     output = _succeed("all", "--her2st", board / "data", "--model", "stain_texture")
 
     assert output.splitlines()[-1] == "wrote reference_bank/her2st.h5: 30 references x 3 genes"
-    assert Bank.open("reference_bank/her2st.h5").settings.backbone == "stain_texture"
+    assert Bank.open("reference_bank/her2st.h5").settings.backbones == ("stain_texture",)
 
 
 # Without torch
@@ -293,7 +298,7 @@ def test_all_but_conversion_works_without_torch(board, tmp_path):
 
     bank = _without_torch("bank", "her2st", board / "data", "--model", "stain_texture.onnx", "--out", "b.h5")
     assert (bank.returncode, bank.stdout) == (0, "b.h5: 30 references x 3 genes\n"), bank.stderr
-    assert Bank.open("b.h5").settings.backbone == "stain_texture"
+    assert Bank.open("b.h5").settings.backbones == ("stain_texture",)
 
     _predicted(anndata.read_h5ad(board / "truth.h5ad"))
     counts = board / "data/ST-cnts/T1.tsv"

@@ -1,5 +1,7 @@
 """What becomes of a network's outputs, and which networks become nothing."""
 
+import dataclasses
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -29,6 +31,117 @@ def test_a_map_is_known_by_its_layout(shape, found):
             return torch.zeros(shape)
 
     assert graph.find_feature_map(Fake(), resolve("resnet18")) == found
+
+
+class Staged(torch.nn.Module):
+    """Four maps of 4, 8, 16 and 32 px: pooled pixels, as many channels as asked for."""
+
+    def __init__(self, *, channels_last=False):
+        super().__init__()
+        self.quarter, self.eighth, self.sixteenth, self.last = (
+            torch.nn.Conv2d(n_in, n_out, side, stride=side)
+            for n_in, n_out, side in ((3, 5, 4), (5, 6, 2), (6, 7, 2), (7, 8, 2))
+        )
+        if channels_last:
+            self.quarter.forward = lambda images: torch.zeros(
+                1, images.shape[2] // 4, images.shape[3] // 4, 5
+            )
+            self.eighth.forward = lambda _: torch.zeros(1, 6, 32, 40)
+        names = (("quarter", 5, 4), ("eighth", 6, 8), ("sixteenth", 7, 16), ("last", 8, 32))
+        self.feature_info = [{"module": m, "num_chs": c, "reduction": r} for m, c, r in names]
+
+    def forward_features(self, images):
+        return self.last(self.sixteenth(self.eighth(self.quarter(images))))
+
+
+STAGES = (graph.Stage("quarter", 5, 4), graph.Stage("eighth", 6, 8), graph.Stage("sixteenth", 7, 16))
+
+
+def test_stages_are_the_maps_of_4_8_and_16_px():
+    assert graph.find_feature_map(Staged(), resolve("resnet18")) == graph.FeatureMap(8, 32, STAGES)
+
+
+def test_stages_with_channels_last_are_none():
+    found = graph.find_feature_map(Staged(channels_last=True), resolve("resnet18"))
+
+    assert found == graph.FeatureMap(8, 32)
+
+
+def _described(*stages):
+    network = torch.nn.Module()
+    network.feature_info = [{"module": m, "num_chs": c, "reduction": r} for m, c, r in stages]
+    return network
+
+
+@pytest.mark.parametrize(
+    ("stages", "stride", "found"),
+    [
+        # Of several with one reduction the last; 2 px is too fine, and 32 px is the cell itself.
+        (
+            [("a", 8, 2), ("b", 9, 4), ("c", 10, 4), ("d", 11, 8), ("e", 12, 32)],
+            32,
+            [("c", 10, 4), ("d", 11, 8)],
+        ),
+        ([("b", 9, 4), ("d", 11, 8), ("e", 12, 16)], 16, [("b", 9, 4), ("d", 11, 8)]),
+        # A cell of 12 px holds whole places of 4 px, but not of 8.
+        ([("b", 9, 4), ("d", 11, 8)], 12, [("b", 9, 4)]),
+        ([], 32, []),
+    ],
+)
+def test_stages_by_their_reduction(stages, stride, found):
+    assert graph.find_stages(_described(*stages), stride) == tuple(graph.Stage(*one) for one in found)
+
+
+def test_a_network_that_is_not_described_has_no_stages():
+    assert graph.find_stages(torch.nn.Identity(), 32) == ()
+
+
+def test_watching_leaves_the_network_as_it_was():
+    network = Staged()
+    images = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+
+    def halt(_, images):
+        network.forward_features(*images)
+        raise RuntimeError("halt")  # noqa: EM101
+
+    with torch.no_grad():
+        network.register_forward_pre_hook(halt)
+        with pytest.raises(RuntimeError, match="halt"), graph.watching(network, STAGES) as seen:
+            network(images)
+
+    assert list(seen) == ["quarter", "eighth", "sixteenth"]
+    with torch.no_grad():
+        assert torch.equal(seen["eighth"], network.eighth(network.quarter(images)))
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+def test_mean_squares_of_a_cell_by_hand():
+    class Plain(torch.nn.Module):
+        """Pixels averaged over 4 px, and over 8."""
+
+        def __init__(self):
+            super().__init__()
+            self.stage, self.last = torch.nn.AvgPool2d(4), torch.nn.AvgPool2d(2)
+
+        def forward_features(self, images):
+            return self.last(self.stage(images))
+
+        def forward_head(self, features):
+            return features.mean(dim=(2, 3))
+
+    spec = dataclasses.replace(resolve("resnet18"), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    feature_map = graph.FeatureMap(3, 8, (graph.Stage("stage", 3, 4),))
+    network = graph.BackboneGraph(Plain(), spec, feature_map).eval()
+    # One cell: four places of red 0, 51, 102 and 255, which are 0, 0.2, 0.4 and 1; no green; blue 255.
+    pixels = torch.zeros(1, 8, 8, 3, dtype=torch.uint8)
+    pixels[0, :4, 4:, 0], pixels[0, 4:, :4, 0], pixels[0, 4:, 4:, 0] = 51, 102, 255
+    pixels[..., 2] = 255
+
+    embedding, features, squares = network(pixels)
+
+    assert features.ravel().tolist() == pytest.approx([0.4, 0, 1])
+    assert embedding.ravel().tolist() == pytest.approx([0.4, 0, 1])
+    assert squares.ravel().tolist() == pytest.approx([(0.04 + 0.16 + 1) / 4, 0, 1])
 
 
 def test_a_network_too_large_for_one_file_is_refused(monkeypatch):

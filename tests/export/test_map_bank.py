@@ -14,7 +14,7 @@ from PIL import Image
 import stinfer
 from stinfer import feature_map
 from stinfer.bank import Bank
-from stinfer.embed import FieldOfView, iter_map_embeddings, open_encoder
+from stinfer.embed import FieldOfView, iter_map_embeddings, open_encoders
 from stinfer.encoder import Encoder
 from stinfer.errors import SettingError
 from stinfer.feature_map import SlideCells, tissue_on
@@ -34,6 +34,7 @@ UM_PER_PX = 154 / 224
 WIDTH_PX, HEIGHT_PX = 1990, 1510
 STRIDE_PX = shared.CELL_STRIDE_PX
 GENES = ("A", "B", "C")
+NOT_LEARNED = "the metric is not learned: it needs at least two sections, each of at least 5 spots"
 # A hole in the tissue, wider than the gaps that are filled.
 HOLE = (slice(400, 800), slice(500, 900))
 IN_HOLE = (700.0, 600.0)
@@ -87,7 +88,7 @@ def cell_model(request, tmp_path_factory):
 
 
 def _plan(**changes):
-    return BankPlan("her2st", 200.0, 100.0, **changes)
+    return BankPlan("her2st", 200.0, 100.0, **({"fov_um": (154.0, 309.0, 618.0)} | changes))
 
 
 # Worked out by hand
@@ -196,8 +197,9 @@ def test_embeddings_are_the_metric_of_projected_means_of_cells(
         "section P1: 1 spots have hardly any tissue in their window of 154 µm; all that is in their windows "
         "is averaged, glass too",
         "union of the sections' genes: 3, all of them listed in every section",
+        NOT_LEARNED,
     )
-    projected = (pooled @ bank.projection.astype(np.float64)).reshape(24, -1)
+    projected = (pooled @ bank.projections[0].astype(np.float64)).reshape(24, -1)
     expected = (projected - bank.metric.mean) * bank.metric.components
     np.testing.assert_allclose(bank.embedding, expected, atol=2e-4)
     # What was fitted was fitted on these: every window has mean 0 and total variance 1.
@@ -241,7 +243,7 @@ def test_a_head_sees_the_means_and_its_embeddings_are_standardized(
     )
     raw = (pooled**2).reshape(24, -1)
     assert bank.settings.metric == "standardize"
-    assert bank.projection is None
+    assert bank.projections == (None,)
     spread = raw.std(axis=0)
     varies = spread > 0
     np.testing.assert_allclose(
@@ -262,14 +264,14 @@ def test_a_reference_is_found_again_at_its_own_place(image, tissue_section, tmp_
     write_cell_model(model, halo_cells=1, head=head)
     _, bank = _build([tissue_section], _plan(k=3, distance=distance), model, tmp_path / "a.h5")
 
-    encoder = open_encoder(bank, device="cpu", threads=1)
+    encoders = open_encoders(bank, device="cpu", threads=1)
     with open_slide(image, UM_PER_PX) as slide:
-        source = SlideCells(slide, encoder, bank.settings.um_per_px, bank.projection, region_px=320)
+        source = SlideCells(slide, encoders, bank.settings.um_per_px, region_px=320)
         tissue = tissue_on(source.lattice, find_tissue(slide), slide.mpp)
         places = source.lattice.to_cells(bank.spatial, slide.mpp)
         plan = FieldOfView.of(bank.settings).plan(places, source.lattice.cell_um, tissue)
         queries = np.empty((bank.n_refs, len(bank.metric.mean)), dtype=np.float32)
-        for found, raw in iter_map_embeddings(source, plan, plan.needed, encoder, None):
+        for found, raw in iter_map_embeddings(source, plan, plan.needed, encoders, None):
             queries[found] = raw
     distances, nearest = ExactSearch(bank.embedding, distance).query(bank.metric.apply(queries), 2)
 
@@ -306,7 +308,7 @@ def test_a_section_predicts_itself(image, tissue_section, cell_model, tmp_path):
 def test_the_same_input_gives_the_same_bytes(tissue_section, cell_model, tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        build_bank([tissue_section], _plan(), cell_model, tmp_path / name / "x.h5", device="cpu")
+        build_bank([tissue_section], _plan(), [cell_model], tmp_path / name / "x.h5", device="cpu")
 
     assert (tmp_path / "a/x.h5").read_bytes() == (tmp_path / "b/x.h5").read_bytes()
 
@@ -359,6 +361,7 @@ def test_notices_are_those_of_each_section(image, tmp_path):
         "section P3: 1 spots have no counts above 0; dropped",
         "section P3: 1 spots have more than 25% of their 100 µm outside the image; dropped",
         "union of the sections' genes: 2, all of them listed in every section",
+        NOT_LEARNED,
     )
     assert bank.spots == ("P1_0x7", "P1_1x7", "P2_0x7", "P2_1x7", "P2_2x7", "P3_0x7")
     assert bank.sections == ("P1", "P1", "P2", "P2", "P2", "P3")
@@ -390,11 +393,11 @@ def test_a_backbone_without_a_map_encodes_patches_and_says_why(tissue_section, t
     model = tmp_path / "deep.onnx"
     write_cell_model(model, refusal="every cell sees the whole image")
 
-    summary, bank = _build([tissue_section], _plan(), model, tmp_path / "a.h5")
+    summary, bank = _build([tissue_section], _plan(fov_um=None), model, tmp_path / "a.h5")
 
     assert summary.notices[0] == "patches are encoded, not a map: every cell sees the whole image"
-    assert (bank.settings.pooling, bank.settings.metric) == ("patch", "standardize")
-    asked = _build([tissue_section], _plan(pooling="patch"), model, tmp_path / "b.h5")
+    assert (bank.settings.pooling, bank.settings.metric) == ("patch", "pca")
+    asked = _build([tissue_section], _plan(pooling="patch", fov_um=None), model, tmp_path / "b.h5")
     assert not [notice for notice in asked[0].notices if notice.startswith("patches are encoded")]
     np.testing.assert_array_equal(asked[1].embedding, bank.embedding)
 
@@ -423,7 +426,7 @@ def test_what_cannot_be_embedded_is_refused_before_a_section_is_read(tmp_path, r
     write_cell_model(model, refusal=refusal, head=head)
 
     with pytest.raises(SettingError, match=cause):
-        build_bank(never(), _plan(**changes), model, tmp_path / "a.h5", device="cpu")
+        build_bank(never(), _plan(**changes), [model], tmp_path / "a.h5", device="cpu")
 
     assert list(tmp_path.iterdir()) == [model]
 
@@ -433,8 +436,8 @@ def test_the_bank_is_read_again_as_it_was_written(tissue_section, cell_model, tm
 
     read = anndata.read_h5ad(bank.path)
     uns = read.uns["stinfer"]
-    assert uns["format_version"] == 2
+    assert uns["format_version"] == 3
     assert (uns["pooling"], uns["window"], uns["metric"]) == ("map", "disc", "pca")
     assert uns["fov_um"].tolist() == [154, 309, 618]
-    np.testing.assert_array_equal(uns["projection"], bank.projection)
+    np.testing.assert_array_equal(uns["projection_0"], bank.projections[0])
     np.testing.assert_array_equal(read.obsm["embedding"], Bank.open(bank.path).embedding)

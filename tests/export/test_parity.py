@@ -27,6 +27,72 @@ class Toy(torch.nn.Module):
         return images.mean(dim=(2, 3))
 
 
+class Staged(torch.nn.Module):
+    """Features: pixels averaged over 8 px; before that, over 4 px."""
+
+    def __init__(self):
+        super().__init__()
+        self.feature_info = [{"module": "stage", "num_chs": 3, "reduction": 4}]
+        self.stage, self.last = torch.nn.AvgPool2d(4), torch.nn.AvgPool2d(2)
+
+    def forward_features(self, images):
+        return self.last(self.stage(images))
+
+    def forward(self, images):
+        return self.forward_features(images).mean(dim=(2, 3))
+
+
+def _write_staged(path, *, square_first=True):
+    """Write by hand what it is: the squares of 4 px averaged; or else, wrongly, the average squared."""
+    helper, numpy_helper = onnx.helper, onnx.numpy_helper
+    constants = {
+        "scale": 255 * np.array(SPEC.std, np.float32),
+        "offset": 255 * np.array(SPEC.mean, np.float32),
+    }
+
+    def average(given, found, side):
+        return helper.make_node("AveragePool", [given], [found], kernel_shape=[side] * 2, strides=[side] * 2)
+
+    moments = [helper.make_node("Mul", ["stage", "stage"], ["squares"]), average("squares", "moments_0", 2)]
+    if not square_first:
+        moments = [helper.make_node("Mul", ["features", "features"], ["moments_0"])]
+    nodes = [
+        helper.make_node("Cast", ["pixels"], ["floats"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Transpose", ["floats"], ["images"], perm=[0, 3, 1, 2]),
+        helper.make_node("Sub", ["images", "offset"], ["centred"]),
+        helper.make_node("Div", ["centred", "scale"], ["normal"]),
+        average("normal", "stage", 4),
+        average("stage", "features", 2),
+        *moments,
+        helper.make_node("ReduceMean", ["features", "axes"], ["embedding"], keepdims=0),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "staged",
+        [helper.make_tensor_value_info("pixels", onnx.TensorProto.UINT8, ["n", "height", "width", 3])],
+        [
+            helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+            for name in ("embedding", "features", "moments_0")
+        ],
+        [
+            *(numpy_helper.from_array(values.reshape(3, 1, 1), name) for name, values in constants.items()),
+            numpy_helper.from_array(np.array([2, 3], np.int64), "axes"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def test_mean_squares_of_stages_are_compared_too(tmp_path):
+    errors = parity.check_parity(Staged(), _write_staged(tmp_path / "a.onnx"), SPEC)
+
+    assert list(errors) == ["embedding", "features", "moments_0"]
+    assert 0.0 < errors["moments_0"] < 1e-5
+    with pytest.raises(ParityError, match=r"moments_0 of 1 patches of 16 x 24 px: relative error"):
+        parity.check_parity(Staged(), _write_staged(tmp_path / "b.onnx", square_first=False), SPEC)
+
+
 def _write_toy(path, *, mean=SPEC.mean, embedding_axes=(2, 3), height="height"):
     """Write by hand what the toy is, so that nothing of the exporter takes part."""
     helper, numpy_helper = onnx.helper, onnx.numpy_helper

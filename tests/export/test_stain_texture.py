@@ -82,7 +82,9 @@ def halved(stains: np.ndarray) -> np.ndarray:
 def test_card_is_returned_and_is_all_the_metadata(tmp_path: Path) -> None:
     card = write_stain_texture(tmp_path / "model.onnx")
     traits = MapTraits(1, (0.0, 0.0), build_head(CHANNELS))
-    assert card == ModelCard("stain_texture", 224, len(ENTRIES), len(CHANNELS), 32, "", "fp32", traits, "")
+    assert card == ModelCard(
+        "stain_texture", 224, len(ENTRIES), len(CHANNELS), 32, "", "fp32", (), traits, ""
+    )
     opened = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     assert opened.get_modelmeta().custom_metadata_map == card.to_props()
     model = onnx.load(tmp_path / "model.onnx")

@@ -123,7 +123,7 @@ def test_ids_of_several_sections_are_joined(picture, model, tmp_path):
         sections.section(picture, "P3", "CD", counts),
     ]
 
-    summary = build_bank(three, sections.plan(k=1), model, tmp_path / "b.h5", device="cpu")
+    summary = build_bank(three, sections.plan(k=1), [model], tmp_path / "b.h5", device="cpu")
 
     assert Bank.open(summary.path).gene_ids == ("E1", "E2", "E3", "")
     assert "sections give 1 genes different Ensembl IDs, the first is kept: B (E2, E9)" in summary.notices
@@ -132,7 +132,7 @@ def test_ids_of_several_sections_are_joined(picture, model, tmp_path):
 def test_sections_without_ids_make_a_bank_without(picture, model, tmp_path):
     one = sections.section(picture, "P1", "AB", [[3, 1], [2, 2]])
 
-    summary = build_bank([one], sections.plan(k=1), model, tmp_path / "b.h5", device="cpu")
+    summary = build_bank([one], sections.plan(k=1), [model], tmp_path / "b.h5", device="cpu")
 
     assert Bank.open(summary.path).gene_ids is None
     with h5py.File(summary.path) as file:
