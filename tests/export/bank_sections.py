@@ -78,7 +78,17 @@ def write_cell_model(path, *, halo_cells=0, refusal="", head=False):
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     traits = MapTraits(halo_cells, (beyond / 2,) * 2, _square_head() if head else b"")
-    card = ModelCard("cells", 224, c, c, CELL_STRIDE_PX, "", "fp32", None if refusal else traits, refusal)
+    card = ModelCard(
+        "cells",
+        224,
+        c,
+        c,
+        CELL_STRIDE_PX,
+        "",
+        "fp32",
+        map_traits=None if refusal else traits,
+        map_refusal=refusal,
+    )
     helper.set_model_props(model, card.to_props())
     onnx.checker.check_model(model)
     path.write_bytes(model.SerializeToString(deterministic=True))
@@ -119,7 +129,7 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def board_bank(data, model, tmp_path_factory):
     path = tmp_path_factory.mktemp("bank") / "board.h5"
-    summary = build_bank(iter_sections(data), plan(), model, path, device="cpu")
+    summary = build_bank(iter_sections(data), plan(), [model], path, device="cpu")
     return summary, Bank.open(path)
 
 
@@ -158,5 +168,5 @@ def dense(bank):
 
 
 def build(sections, how, model, path, **options):
-    summary = build_bank(sections, how, model, path, device="cpu", **options)
+    summary = build_bank(sections, how, [model], path, device="cpu", **options)
     return summary, Bank.open(path)

@@ -122,7 +122,7 @@ class SectionCache:
         }
         content["sha256"] = np.asarray(_digest(key, kept, embeddings, seconds, texts))
         with written_beside(path) as partial, partial.open("wb") as file:
-            np.savez(file, allow_pickle=False, **content)  # type: ignore[arg-type]
+            np.savez(file, **content)
 
     def _read(
         self, path: Path, key: str, section: Section, dim: int

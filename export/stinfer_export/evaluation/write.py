@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from stinfer.errors import ExtraMissingError
 from stinfer.files import make_folder, refuse_existing, written_together
 from stinfer_export.evaluation.figures import draw, load_figure
 from stinfer_export.evaluation.run import Evaluation
@@ -25,9 +27,11 @@ def prepare(folder: Path, *, overwrite: bool) -> None:
     OutputWriteError
         The folder cannot be made or written.
     ExtraMissingError
-        Nothing is there to draw with.
+        Nothing is there to draw or to interpolate with.
     """
     load_figure()
+    if find_spec("scipy") is None:
+        raise ExtraMissingError("scipy", "evaluate", "interpolation")  # noqa: EM101  # a package, no message
     make_folder(folder)
     for name in (SUMMARY, GENES, PICTURE, COST):
         refuse_existing(folder / name, overwrite=overwrite)
