@@ -15,7 +15,12 @@ from stinfer.errors import SettingError
 from stinfer.onnx_runtime import ort
 from stinfer_export.evaluation.folds import Split
 from stinfer_export.evaluation.run import Evaluator, GeneSet
-from stinfer_export.evaluation.upstream import published_view, raw_counts, without_normalization
+from stinfer_export.evaluation.upstream import (
+    predict_upstream,
+    published_view,
+    raw_counts,
+    without_normalization,
+)
 from stinfer_export.joining import measured
 from stinfer_export.section_encoding import part_of
 from stinfer_export.stain_texture import build_graph
@@ -113,7 +118,9 @@ def test_predictions_are_raw_counts_of_nearly_uniform_neighbors(folder, tmp_path
     )
     found = evaluator.run(shared.read(folder / "data"), [Split("B1", ("A1", "A2"), ("B1",))])
     section = found.folds[0].sections[0]
-    assert set(section.by_gene) == {"upstream_k", "upstream_all", "mean"}
+    assert set(section.by_gene) == {
+        "upstream_k", "upstream_all", "mean", "upstream_k_log", "upstream_all_log"
+    }  # fmt: skip
     # Of 96 references k 1000 is all of them.
     np.testing.assert_array_equal(section.by_gene["upstream_k"].rmse, section.by_gene["upstream_all"].rmse)
     sections = {s.name: s.counts.to_dense() for s in shared.read(folder / "data")}
@@ -121,4 +128,14 @@ def test_predictions_are_raw_counts_of_nearly_uniform_neighbors(folder, tmp_path
     known = np.concatenate([sections["A1"], sections["A2"]])[:, column]
     expected = np.sqrt(((sections["B1"][:, column] - known.mean()) ** 2).mean())
     assert section.by_gene["mean"].rmse[0] == pytest.approx(expected, rel=1e-5)
-    assert evaluator.settings()["values"] == "raw counts"
+    assert evaluator.settings()["values"] == "raw counts, and log1p CP10K of them"
+
+
+def test_what_is_predicted_is_normalised_by_the_total_predicted_alike():
+    # One reference at distance 0, one at distance 1: weights 1 - 0 / 1 and 1 - 1 / 1, so the first alone.
+    known = np.array([[1, 0], [0, 1]], dtype=np.float32)
+    counts = np.array([[3], [9]], dtype=np.float32)
+    raw, normalized = predict_upstream(known, counts, np.array([30.0, 50.0]), known[:1])
+    assert raw["upstream_k"].tolist() == [[3]]
+    assert raw["mean"].tolist() == [[6]]
+    assert normalized["upstream_all_log"][0, 0] == pytest.approx(np.log1p(1e4 * 3 / 30))

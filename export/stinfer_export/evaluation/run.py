@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -192,7 +192,7 @@ class Evaluator:
             "software": software_versions(),
         }
         if self._view is None:
-            return {**common, "values": "raw counts", "patch_px": PATCH_PX}
+            return {**common, "values": "raw counts, and log1p CP10K of them", "patch_px": PATCH_PX}
         return {
             **common,
             "values": "log1p of counts per 10,000, not smoothed",
@@ -225,18 +225,19 @@ class Evaluator:
             counts = np.concatenate(
                 [raw_counts(part, measured(part, [joined.genes[i] for i in genes])[0]) for part in known]
             )
-            predicted = predict_upstream(joined.embeddings, counts, embeddings)
+            totals = np.concatenate([part.totals for part in known])
+            counted, predicted = predict_upstream(joined.embeddings, counts, totals, embeddings)
             fitted, between = {}, []
         else:
             layout = Layout.of(self._encoders, len(self._view.sides_um))
             training = train(joined, layout, self._plan, genes, notices)
-            predicted, fitted = predict(training, embeddings), training.fitted
+            counted, predicted, fitted = {}, predict(training, embeddings), training.fitted
             between = [one for part in asked for one in self._between(part, training, stain)]
         return FoldResult(
             split,
             tuple(joined.genes[i] for i in genes),
             fitted,
-            tuple(self._compared(asked, [joined.genes[i] for i in genes], predicted)),
+            tuple(_compared(asked, [joined.genes[i] for i in genes], counted, predicted)),
             tuple(between),
         )
 
@@ -249,21 +250,6 @@ class Evaluator:
         if stain is None:
             self._parts[name] = part
         return part
-
-    def _compared(
-        self, asked: Sequence[Part], genes: Sequence[str], predicted: Mapping[str, F32]
-    ) -> Iterator[SectionResult]:
-        """Compare section by section; the only place where what was held out is looked at."""
-        first = 0
-        for part in asked:
-            rows = slice(first, first + len(part.spots))
-            first = rows.stop
-            truth, n_absent = measured(part, genes)
-            if self._protocol == "upstream":
-                truth = raw_counts(part, truth)
-            yield compare(
-                part, genes, n_absent, {name: values[rows] for name, values in predicted.items()}, truth
-            )
 
     def _between(self, part: Part, training: Training, stain: Stain | None) -> list[BetweenResult]:
         spots = self._spots(part, training, measured(part, training.names)[0])
@@ -281,3 +267,32 @@ class Evaluator:
     def _spots(self, part: Part, training: Training, expression: F32) -> Spots:
         places = part.centers_l0 * (self._sections[part.name].mpp / self._plan.pitch_um)
         return Spots(places, training.mapped(part.embeddings), expression)
+
+
+def _compared(
+    asked: Sequence[Part], genes: Sequence[str], counted: Mapping[str, F32], predicted: Mapping[str, F32]
+) -> Iterator[SectionResult]:
+    """Compare section by section; the only place where what was held out is looked at.
+
+    Parameters
+    ----------
+    asked : the sections
+    genes : n_genes symbols
+    counted : of each method that predicts raw counts, (n_spots, n_genes) of all sections
+    predicted : of each that predicts log1p CP10K
+    """
+    first = 0
+    for part in asked:
+        rows = slice(first, first + len(part.spots))
+        first = rows.stop
+        truth, n_absent = measured(part, genes)
+        of_part = {name: values[rows] for name, values in predicted.items()}
+        if counted:
+            of_counts = {name: values[rows] for name, values in counted.items()}
+            found = compare(part, genes, n_absent, of_counts, raw_counts(part, truth))
+            more = compare(part, genes, n_absent, of_part, truth)
+            yield replace(
+                found, by_gene={**found.by_gene, **more.by_gene}, by_spot={**found.by_spot, **more.by_spot}
+            )
+        else:
+            yield compare(part, genes, n_absent, of_part, truth)

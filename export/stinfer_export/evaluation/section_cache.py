@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stinfer.contract import F32, I64, AnyArray
+from stinfer.contract import F32, I64
 from stinfer.embed import FieldOfView
 from stinfer.encoder_stack import EncoderStack
 from stinfer.feature_map import Progress
@@ -114,15 +114,15 @@ class SectionCache:
         self, path: Path, key: str, kept: I64, embeddings: F32, seconds: float, texts: Sequence[str]
     ) -> None:
         make_folder(self.folder)
-        content: dict[str, AnyArray] = {
-            "kept": kept,
-            "embeddings": embeddings,
-            "seconds": np.asarray(seconds, dtype=np.float64),
-            "notices": np.asarray("\n".join(texts)),
-        }
-        content["sha256"] = np.asarray(_digest(key, kept, embeddings, seconds, texts))
         with written_beside(path) as partial, partial.open("wb") as file:
-            np.savez(file, **content)
+            np.savez(
+                file,
+                kept=kept,
+                embeddings=embeddings,
+                seconds=np.asarray(seconds, dtype=np.float64),
+                notices=np.asarray("\n".join(texts)),
+                sha256=np.asarray(_digest(key, kept, embeddings, seconds, texts)),
+            )
 
     def _read(
         self, path: Path, key: str, section: Section, dim: int

@@ -39,11 +39,11 @@ def table_lines(evaluation: Evaluation) -> Iterator[str]:
     for kind, summary in summaries.items():
         yield ""
         cost = f"{'encode s/spot':>15}" if kind == "gene" else ""
-        yield f"{'per ' + kind:<{width}}" + "".join(f"{metric:>17}" for metric in METRICS) + cost
+        yield f"{'per ' + kind:<{width}}" + "".join(f"{metric:>19}" for metric in METRICS) + cost
         for method, found in summary.items():
             seconds = 0.0 if method == "mean" else evaluation.seconds_per_spot
             cost = f"{seconds:>15.3f}" if kind == "gene" else ""
-            cells = "".join(f"{_with_sd(*found[metric]):>17}" for metric in METRICS)
+            cells = "".join(f"{_with_sd(*found[metric]):>19}" for metric in METRICS)
             yield f"{names[method]:<{width}}{cells}{cost}"
     yield ""
     yield f"{'Pearson per fold':<{width}}" + "".join(f"{fold.split.name:>10}" for fold in folds)

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from stinfer.contract import F32
+from stinfer.contract import F32, F64
 from stinfer.embed import FieldOfView
 from stinfer.encoder import Device, Encoder
 from stinfer.encoder_stack import Member
 from stinfer.errors import ExtraMissingError, SettingError
+from stinfer.predict import log1p_cp10k
 from stinfer_export.bank_builder import read_model
 from stinfer_export.datasets.section import Section
 from stinfer_export.evaluation.baselines import mean_expression, upstream_neighbors
@@ -23,6 +24,8 @@ UPSTREAM_METHODS = {
     "upstream_k": f"published, k {PUBLISHED_K}",
     "upstream_all": "published, all references",
     "mean": "mean counts",
+    "upstream_k_log": f"published, k {PUBLISHED_K}, as log1p CP10K",
+    "upstream_all_log": "published, all references, as log1p CP10K",
 }
 
 
@@ -101,17 +104,31 @@ def raw_counts(part: Part, values: F32) -> F32:
     return np.asarray(np.rint(counts), dtype=np.float32)
 
 
-def predict_upstream(known: F32, counts: F32, asked: F32) -> dict[str, F32]:
+def predict_upstream(
+    known: F32, counts: F32, totals: F64, asked: F32
+) -> tuple[dict[str, F32], dict[str, F32]]:
     """Predict raw counts as the published code does.
+
+    Raw counts mostly say how deep a spot was sequenced, and so agree with much that predicts depth. What is
+    predicted is therefore normalised too, by the total that is predicted in the same way.
 
     Parameters
     ----------
     known : (n_train, dim), embeddings
     counts : (n_train, n_genes), raw
+    totals : (n_train,), over all genes
     asked : (n_test, dim)
+
+    Returns
+    -------
+    counts : of each method (n_test, n_genes)
+    normalized : of each method (n_test, n_genes), log1p CP10K
     """
-    return {
-        "upstream_k": upstream_neighbors(known, counts, asked, PUBLISHED_K),
-        "upstream_all": upstream_neighbors(known, counts, asked, len(known)),
-        "mean": mean_expression(len(asked), counts),
-    }
+    table = np.concatenate([counts, totals[:, np.newaxis].astype(np.float32)], axis=1)
+    raw, normalized = {}, {}
+    for method, k in (("upstream_k", PUBLISHED_K), ("upstream_all", len(known))):
+        predicted = upstream_neighbors(known, table, asked, k)
+        raw[method] = predicted[:, :-1]
+        normalized[f"{method}_log"] = log1p_cp10k(predicted[:, :-1], predicted[:, -1])
+    raw["mean"] = mean_expression(len(asked), counts)
+    return raw, normalized
