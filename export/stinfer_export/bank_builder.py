@@ -164,7 +164,7 @@ def encode_sections(
     stain = None
     if plan.stain == "macenko":
         sections = list(sections)
-        stain = _common_stain(sections)
+        stain = common_stain(sections)
     parts = [
         encode_section(section, plan, view, encoders, stain, batch_size, notices, progress)
         for section in sections
@@ -198,7 +198,7 @@ def open_models(
     SettingError, ModelError
         A file cannot be read, is no model of ours, or does not fit the plan.
     """
-    files = [_read_model(path) for path in model_paths]
+    files = [read_model(path) for path in model_paths]
     if len(set(files)) != len(files):
         what = "--model names one backbone twice"
         raise SettingError(what, "give each once")
@@ -252,7 +252,14 @@ def _refuse_heads(cards: Sequence[ModelCard]) -> None:
             raise SettingError(what, f"{fix}, or --preset custom to leave {STAIN_TEXTURE} out")
 
 
-def _read_model(path: Path) -> bytes:
+def read_model(path: Path) -> bytes:
+    """Read the ONNX file of a backbone.
+
+    Raises
+    ------
+    SettingError
+        It cannot be read.
+    """
     try:
         return path.read_bytes()
     except OSError as error:
@@ -260,7 +267,14 @@ def _read_model(path: Path) -> bytes:
         raise SettingError(what, "write one with stinfer-export backbone NAME") from error
 
 
-def _common_stain(sections: Sequence[Section]) -> Stain:
+def common_stain(sections: Sequence[Section]) -> Stain:
+    """Find the middle of some sections' stains.
+
+    Raises
+    ------
+    SettingError
+        No section has two stains that can be told apart.
+    """
     found = []
     for section in sections:
         with open_slide(section.image_path, section.mpp) as slide:

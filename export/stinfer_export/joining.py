@@ -71,6 +71,22 @@ def gene_presence(joined: JoinedParts) -> dict[str, AnyArray]:
     }
 
 
+def measured(part: Part, genes: Sequence[str]) -> tuple[F32, int]:
+    """Take some genes of a section.
+
+    Returns
+    -------
+    values : (n_spots, n_genes), log1p CP10K; 0 where the section does not list a gene
+    n_absent : genes that it does not list
+    """
+    column_of = {gene: i for i, gene in enumerate(part.genes)}
+    listed = np.asarray([gene in column_of for gene in genes], dtype=np.bool_)
+    columns = np.asarray([column_of[gene] for gene in genes if gene in column_of], dtype=np.int64)
+    values = np.zeros((len(part.spots), len(genes)), dtype=np.float32)
+    values[:, listed] = part.expression.columns(columns)
+    return values, int((~listed).sum())
+
+
 def _join_genes(parts: Sequence[Part], join: GeneJoin, notices: Notices) -> tuple[str, ...]:
     """Return the bank's genes in alphabetical order, and say what the join did."""
     sets = [set(part.genes) for part in parts]

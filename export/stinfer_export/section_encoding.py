@@ -93,16 +93,29 @@ def encode_section(
             found = iter_patch_embeddings(seen, centers, encoders, view, batch_size, progress)
         for places, batch in found:
             embeddings[places] = batch
+    return part_of(section, kept, embeddings)
+
+
+def part_of(section: Section, kept: I64, embeddings: F32) -> Part:
+    """Normalise the counts of the spots that were embedded.
+
+    Parameters
+    ----------
+    section : measured
+    kept : (n,), spots that were embedded, each with counts
+    embeddings : (n, dim)
+    """
+    totals = section.counts.totals()[kept]
     return Part(
         name=section.name,
         patient=section.patient,
         spots=tuple(section.spots[i] for i in kept),
-        centers_l0=centers,
+        centers_l0=section.centers_l0[kept],
         array=section.array[kept],
         genes=section.genes,
         gene_ids=section.gene_ids,
-        expression=_normalized(section.counts.take_spots(kept), totals[kept]),
-        totals=totals[kept],
+        expression=_normalized(section.counts.take_spots(kept), totals),
+        totals=totals,
         embeddings=embeddings,
         source={"image": section.image_path.name, "mpp_um": section.mpp, "n_spots": len(kept)},
     )

@@ -63,6 +63,18 @@ def test_plain_neighbors_are_those_of_scikit_learn(spots, weighting, theirs):
     np.testing.assert_allclose(found, model.predict(test), atol=1e-4)
 
 
+def test_components_of_more_numbers_than_spots_are_those_of_scikit_learn():
+    rng = np.random.default_rng(4)
+    train, test = (rng.normal(size=(n, 50)) for n in (20, 6))
+    scaler = preprocessing.StandardScaler().fit(train)
+    pca = decomposition.PCA(8, svd_solver="full").fit(scaler.transform(train))
+    _, asked = baselines.principal_components(train, test, 8)
+    expected = pca.transform(scaler.transform(test))
+    signs = np.sign((asked * expected).sum(axis=0))
+    np.testing.assert_allclose(asked * signs, expected, atol=1e-9)
+    assert baselines.principal_components(train, test, 256)[0].shape == (20, 19)
+
+
 def test_the_published_weights_are_nearly_uniform():
     # Cosine distances of (1, 0): 0 to itself, 1 to (0, 1), 2 to (-1, 0). Weights 1 - 0/3, 1 - 1/3, 1 - 2/3.
     train = np.array([[1, 0], [0, 1], [-1, 0]], dtype=np.float32)

@@ -37,6 +37,9 @@ def test_the_commands_are_those_that_are_documented():
         "bank her2st",
         "bank visium",
         "bank anndata",
+        "evaluate",
+        "evaluate her2st",
+        "evaluate bank",
         "fetch",
         "fetch weights",
         "fetch her2st",
@@ -136,6 +139,11 @@ KNOWN_ERRORS = {
         ["bank", "anndata", "no.h5ad", "--image", "i.png", "--model", "m.onnx", "--out", "b.h5"],
         "data set no.h5ad: there is no such file",
     ),
+    "evaluate her2st": (
+        ["evaluate", "her2st", "nowhere", "--model", "m.onnx", "--out-dir", "e"],
+        "model m.onnx cannot be read: No such file or directory",
+    ),
+    "evaluate bank": (["evaluate", "bank", "none.h5"], "bank none.h5 does not exist"),
     "fetch weights": (
         ["fetch", "weights", "nonesuch"],
         "the weights of 'nonesuch' are not among those that are fetched",

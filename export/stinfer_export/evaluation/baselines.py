@@ -125,8 +125,14 @@ def principal_components(train: F32, test: F32, n_components: int) -> tuple[F64,
     varies = deviation > 1e-6 * np.maximum(np.abs(mean), 1e-12)
     scale = np.where(varies, 1.0 / np.where(varies, deviation, 1.0), 0.0)
     known, asked = (train - mean) * scale, (test - mean) * scale
-    _, _, directions = np.linalg.svd(known, full_matrices=False)
-    kept = directions[: min(n_components, len(train) - 1)].T
+    # Through the smaller product with itself: thousands of columns take long to decompose.
+    wide = known.shape[0] <= known.shape[1]
+    squares, vectors = np.linalg.eigh(known @ known.T if wide else known.T @ known)
+    order = np.argsort(-squares, kind="stable")[: max(min(n_components, len(train) - 1), 1)]
+    order = order[squares[order] > 1e-12 * max(float(squares[-1]), 1e-12)]
+    kept = vectors[:, order]
+    if wide:
+        kept = known.T @ (kept / np.sqrt(squares[order]))
     return known @ kept, asked @ kept
 
 
