@@ -129,7 +129,7 @@ ALTERED = {
     "obsm/spatial": "spots",
     "var/cv_pearson": "genes",
     "uns/stinfer/k": "settings",
-    "uns/stinfer/reductions": "settings",
+    "uns/stinfer/fov_um": "settings",
 }
 
 
