@@ -83,8 +83,10 @@ def spread_from_neighbors(weights: F32, indices: I64, expression: F32, mean: F32
     -------
     (n_spots, n_genes), weighted standard deviation, log1p CP10K
     """
-    squares = expression_from_neighbors(weights, indices, expression * expression)
-    return np.asarray(np.sqrt(np.maximum(squares - mean * mean, 0)), dtype=np.float32)
+    # Around each gene's middle: squares of large numbers would differ by rounding.
+    middle = expression.mean(axis=0, dtype=np.float64).astype(np.float32)
+    squares = expression_from_neighbors(weights, indices, (expression - middle) ** 2)
+    return np.asarray(np.sqrt(np.maximum(squares - (mean - middle) ** 2, 0)), dtype=np.float32)
 
 
 def interval_half_width(spread: F32, scale: F32, floor: F32) -> F32:
