@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from stinfer.bank import Bank
-from stinfer.contract import BankSettings, ModelCard
+from stinfer.bank_settings import BankSettings
+from stinfer.contract import ModelCard
 from stinfer.embed import FieldOfView
 from stinfer.encoder import Device, Encoder
 from stinfer.encoder_stack import EncoderStack, Member

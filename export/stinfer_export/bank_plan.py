@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from stinfer.contract import MAX_FOV_UM, MAX_WINDOWS, MPP_MAX_UM, ModelCard, Pooling, WindowShape
+from stinfer.bank_settings import MAX_FOV_UM, MAX_WINDOWS
+from stinfer.contract import MPP_MAX_UM, ModelCard, Pooling, WindowShape
 from stinfer.embed import FieldOfView
 from stinfer.errors import SettingError
 from stinfer.neighbors import Distance

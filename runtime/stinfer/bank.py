@@ -14,7 +14,8 @@ import h5py
 import numpy as np
 
 from stinfer import h5ad
-from stinfer.contract import BANK_FORMAT_VERSION, F32, F64, I64, AnyArray, BankSettings
+from stinfer.bank_settings import BankSettings
+from stinfer.contract import BANK_FORMAT_VERSION, F32, F64, I64, AnyArray
 from stinfer.errors import (
     BankAlteredError,
     BankError,

@@ -14,8 +14,9 @@ import numpy as np
 
 from stinfer.ahead import ahead
 from stinfer.bank import Bank
+from stinfer.bank_settings import BankSettings
 from stinfer.checkpoint import Checkpoint
-from stinfer.contract import F32, F64, I64, U8, BankSettings, Bool, Pooling, WindowShape
+from stinfer.contract import F32, F64, I64, U8, Bool, Pooling, WindowShape
 from stinfer.encoder import Device, Encoder
 from stinfer.encoder_stack import EncoderStack, Member
 from stinfer.errors import ModelFormatError, SettingError
