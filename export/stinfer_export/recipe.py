@@ -148,11 +148,9 @@ class MetricFit:
         predicted = self._inside @ weights
         predicted -= predicted.mean(axis=0)
         _, spreads, directions = np.linalg.svd(predicted, full_matrices=False)
-        # A direction and its opposite are the same: the largest entry is made positive.
         kept = directions[:RANK].T
-        largest = np.take_along_axis(kept, np.abs(kept).argmax(axis=0)[np.newaxis], axis=0)
         evened = (spreads[:RANK] / max(float(spreads[0]), _NOTHING) + _NOTHING) ** (SPREAD_POWER - 1)
-        kept = kept * np.sign(largest) * evened
+        kept = kept * evened
         found = weights @ kept
         length = (predicted @ kept) ** 2
         return np.asarray(found / np.sqrt(max(float(length.sum(axis=1).mean()), _NOTHING)))
