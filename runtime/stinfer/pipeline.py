@@ -19,7 +19,7 @@ from stinfer.errors import NoTissueError, OutputExistsError, SettingError, check
 from stinfer.feature_map import Progress
 from stinfer.files import is_file, refuse_existing, refuse_same_file, written_together
 from stinfer.finished import asked_for, read_finished, request_sha256, slide_fingerprint
-from stinfer.genes import ALL, select_genes
+from stinfer.genes import is_naming, notice_doubtful, select_genes
 from stinfer.lock import locked
 from stinfer.map_file import MapFile
 from stinfer.neighbors import SearchChoice
@@ -125,7 +125,7 @@ def predict_slide(
     tissue_mask: str | Path | None = None,
     spots: str | Path | None = None,
     pitch_um: float | None = None,
-    genes: str | Sequence[str] = ALL,
+    genes: str | Sequence[str] | None = None,
     csv: str | Path | None = None,
     png: Sequence[str] = (),
     ome_tiff: str | Path | None = None,
@@ -164,7 +164,8 @@ def predict_slide(
     tissue_mask : PNG or TIFF that says where tissue is, not 0; by default it is found
     spots : file of places; see `stinfer.spots.read_spots`
     pitch_um : distance of grid points, by default that of the bank's spots; not with `spots`
-    genes : ``all``, names, a file of names, or a marker panel; see `stinfer.genes.select_genes`
+    genes : ``all``, ``predictable``, names, a file of names, or a marker panel, by default the predictable
+        ones; see `stinfer.genes.select_genes`
     csv : table of spots x genes to write too
     png : genes to draw, as ``<out>.<gene>.png``
     ome_tiff : image of the grid to write too, a channel per gene; not with `spots`
@@ -215,6 +216,8 @@ def predict_slide(
         what = f"--intervals: bank {opened_bank.path} was built before there were any"
         raise SettingError(what, "leave it out, or build the bank again")
     drawn = [int(select_genes([gene], opened_bank.genes, ids)[0]) for gene in png]
+    named = [*drawn, *(chosen if is_naming(genes) else ())]
+    notice_doubtful(named, opened_bank.genes, accuracy, notices)
     png_paths = tuple(_picture_path(out, opened_bank.genes[position]) for position in drawn)
     if ome_path is not None:
         _check_ome_tiff(len(chosen), spots)
