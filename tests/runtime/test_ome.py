@@ -191,7 +191,7 @@ def test_an_ome_tiff_without_scale(tmp_path, tifffile):
 
 @pytest.fixture
 def plain_pyramid(tmp_path, tifffile):
-    """A plain tiled TIFF whose smaller copies are sub-images of the first, as vips writes them with --subifd."""
+    """A plain tiled TIFF whose smaller copies are sub-images of the first, as vips --subifd writes them."""
     path = tmp_path / "a.tif"
     with tifffile.TiffWriter(path) as file:
         common = {"photometric": "rgb", "tile": (64, 64), "metadata": None}
