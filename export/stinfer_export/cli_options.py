@@ -136,3 +136,13 @@ def plan_options(command: Callable[P, R]) -> Callable[P, R]:
     for option in reversed(_PLAN_OPTIONS):
         command = option(command)
     return command
+
+
+visium_images = click.option(
+    "--image",
+    "images",
+    type=FILE,
+    multiple=True,
+    required=True,
+    help="The full-resolution image that Space Ranger was given; once for each of OUTS, in their order.",
+)

@@ -320,6 +320,11 @@ class GeneUnknownError(StInferError, KeyError):
     nearest : of the first five, the genes of the bank that are called most alike
     n_genes : of the bank
     has_ids : the bank has Ensembl IDs, or none was asked for
+
+    Attributes
+    ----------
+    genes : tuple of str
+        The names.
     """
 
     def __init__(
@@ -330,6 +335,7 @@ class GeneUnknownError(StInferError, KeyError):
         *,
         has_ids: bool = True,
     ) -> None:
+        self.genes = tuple(genes)
         shown = [
             f"{gene} (nearest: {', '.join(near)})" if near else gene
             for gene, near in zip(genes[:5], nearest, strict=False)

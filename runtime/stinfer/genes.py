@@ -63,7 +63,7 @@ def select_genes(
     """
     if request is None or request in (ALL, PREDICTABLE):
         return _by_accuracy(request, len(known), accuracy, notices)
-    names = _names(request) if isinstance(request, str) else list(request)
+    names = read_names(request) if isinstance(request, str) else list(request)
     if not names:
         what = "--genes names no gene"
         raise SettingError(what, "name genes separated by commas, give a file with one name a line, or: all")
@@ -208,7 +208,14 @@ def _remarks(
         )
 
 
-def _names(request: str) -> list[str]:
+def read_names(request: str) -> list[str]:
+    """Read the names of a list, a file or a panel; see `select_genes`.
+
+    Raises
+    ------
+    SettingError
+        There is no such panel, or the file cannot be read.
+    """
     if request.startswith(PREFIX):
         return _read_list(panel_path(request.removeprefix(PREFIX)))
     path = Path(request)

@@ -160,6 +160,11 @@ def test_genes_are_those_of_a_list(folder, tmp_path):
     genes = GeneSet(str(tmp_path / "genes.txt"))
     found = evaluator(folder, tmp_path, genes).run(shared.read(folder / "data"), SPLITS)
     assert all(fold.genes == ("BLUE", "RED") for fold in found.folds)
+    (tmp_path / "genes.txt").write_text("NONESUCH\nRED\n")
+    found = evaluator(folder, tmp_path, genes).run(shared.read(folder / "data"), SPLITS)
+    assert all(fold.genes == ("RED",) for fold in found.folds)
+    told = "1 genes of the list are in no training section: NONESUCH"
+    assert [text for text in found.notices if told in text]
     with pytest.raises(GeneUnknownError, match="NONESUCH"):
         evaluator(folder, tmp_path, GeneSet("NONESUCH")).run(shared.read(folder / "data"), SPLITS)
 

@@ -13,9 +13,9 @@ from stinfer.contract import F32, I64
 from stinfer.embed import FieldOfView
 from stinfer.encoder import Device
 from stinfer.encoder_stack import EncoderStack, Member
-from stinfer.errors import SettingError
+from stinfer.errors import GeneUnknownError, SettingError
 from stinfer.feature_map import Progress
-from stinfer.genes import select_genes
+from stinfer.genes import read_names, select_genes
 from stinfer.record import Notices, software_versions
 from stinfer.stain import Stain
 from stinfer_export.bank_builder import common_stain, open_models
@@ -36,11 +36,13 @@ from stinfer_export.evaluation.upstream import (
     raw_counts,
 )
 from stinfer_export.gene_choice import DEFAULT_MIN_DETECTED, DEFAULT_N_GENES, variable_genes
+from stinfer_export.gene_ids import join_gene_ids
 from stinfer_export.joining import JoinedParts, join_parts, measured
 from stinfer_export.section_encoding import Part
 
 Protocol = Literal["stinfer", "upstream"]
 TOP, ALL = "top", "all"
+_N_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -67,16 +69,30 @@ class GeneSet:
         SettingError
             No gene is left.
         GeneUnknownError
-            A gene that is asked for is not there.
+            None of the genes that are asked for is there.
         """
         if self.request not in (TOP, ALL):
-            return select_genes(self.request, joined.genes, notices=notices)
+            return self._listed(joined, notices)
         limit = self.n_genes if self.request == TOP else None
         chosen = variable_genes(joined.expression, limit, self.min_detected)
         if not len(chosen):
             what = f"no gene is detected in more than {self.min_detected:.0%} of the training spots"
             raise SettingError(what, "lower --min-detected")
         return chosen
+
+    def _listed(self, joined: JoinedParts, notices: Notices) -> I64:
+        """Find the genes of a list; those that the training side does not have cannot be predicted."""
+        names = read_names(self.request)
+        ids = join_gene_ids(joined.parts, joined.genes, notices)
+        try:
+            return select_genes(names, joined.genes, ids, notices)
+        except GeneUnknownError as error:
+            absent = set(error.genes)
+            if not set(names) - absent:
+                raise
+        listed = ", ".join(sorted(absent)[:_N_SHOWN]) + (", …" if len(absent) > _N_SHOWN else "")
+        notices.add(f"{len(absent)} genes of the list are in no training section: {listed}")
+        return select_genes([name for name in names if name not in absent], joined.genes, ids, notices)
 
 
 @dataclass(frozen=True)
