@@ -98,12 +98,12 @@ def _match(one: GeneList, known: dict[str, None], ids: dict[str, str], notices: 
         taken.add(name)
 
     for gene in one.genes:
-        name = by_id.get(own.get(gene, ""))
+        found = by_id.get(own.get(gene, ""))
         # Of two genes with one ID, that of the same symbol.
-        if name is not None and own.get(gene) == ids.get(gene):
-            name = gene
-        if name is not None and name not in taken:
-            take(gene, name)
+        if found is not None and own[gene] == ids.get(gene):
+            found = gene
+        if found is not None and found not in taken:
+            take(gene, found)
     by_other_symbol = [f"{gene} as {name}" for gene, name in mapped.items() if gene != name]
     contradicted = []
     for gene in one.genes:
@@ -139,16 +139,10 @@ def _match(one: GeneList, known: dict[str, None], ids: dict[str, str], notices: 
             added.append(f"{gene} as {name}")
         take(gene, name)
     for texts, said in (
-        (
-            by_other_symbol,
-            "have another symbol than the banks before but the same Ensembl ID, and are taken for",
-        ),
-        (
-            contradicted,
-            "have another Ensembl ID than in the banks before, and are taken for the same by symbol",
-        ),
-        (renamed, "are found under the symbol they have, or had, before or after they were renamed"),
-        (added, "have a symbol that is another gene's in the banks before, and are renamed"),
+        (by_other_symbol, "have another symbol than in the banks before, but the same Ensembl ID"),
+        (contradicted, "have another Ensembl ID than in the banks before, and are the same by symbol"),
+        (renamed, "are found under the symbol that they had, or have, before or after they were renamed"),
+        (added, "have the symbol of another gene in the banks before, and are renamed"),
     ):
         if texts:
             more = ", …" if len(texts) > _N_SHOWN else ""

@@ -2,16 +2,16 @@
 
 The references are those of all banks. What is fitted to references (metric, k, temperature, calibration) is
 fitted anew, by the same code as when a bank is built of sections: every bank has a metric of its own, and in
-another bank's its embeddings mean nothing. That is what the embeddings before the metric are kept in banks for;
-no image is needed, and nothing is encoded.
+another bank's its embeddings mean nothing. That is what banks keep the embeddings before the metric for; no
+image is needed, and nothing is encoded.
 
 A gene counts as measured by a bank if the bank lists it. Where it is not listed it is unknown, not 0: it
 enters no average, no accuracy and no interval; the metric is fitted to the genes that all banks measure.
 
 What evens out the platforms is log1p CP10K of each spot's own total, within its platform's own genes: the
 depth of sequencing. Nothing else is corrected: shallow spots keep their zeros and noise, a gene that one
-platform catches better than another stays higher in it, and totals of a panel of few genes are other totals than
-those of all genes. The metric is fitted to what varies within sections, so it does not learn the platforms;
+platform catches better than another stays higher in it, and totals of a panel of few genes are other totals
+than those of all genes. The metric is fitted to what varies within sections, so it does not learn the platforms;
 but spots that look alike are averaged, whatever measured them. What accuracy that gives the merged bank
 says itself: every section is predicted from all others.
 """
@@ -133,7 +133,7 @@ def merge_banks(
     _refuse_same_sections(banks)
     inputs = _open_inputs(banks)
     for bank, one in zip(banks, inputs, strict=True):
-        for text in _kept_notices(bank):
+        for text in _kept_notices(bank):  # said when it was built
             notices.texts.append(f"{one.origins[0] if bank.origins is None else bank.path.stem}: {text}")
     lists = [GeneList(bank.path.name, bank.genes, bank.gene_ids) for bank in banks]
     matched = match_genes(lists, notices)
@@ -211,7 +211,7 @@ def _open_inputs(banks: Sequence[Bank]) -> list[_Input]:
     for bank in banks:
         raw = bank.raw_embedding()
         if raw is None:
-            cause = f"{bank.path.name} holds no embeddings from before its metric, to which a common one is fitted"
+            cause = f"{bank.path.name} has none of the embeddings before its metric that a common one needs"
             fix = "it was built before there were any: build it again"
             others = [other.path for other in banks if other is not bank]
             raise BankMergeError(others[0], bank.path, cause, fix)
@@ -344,8 +344,8 @@ def _records(inputs: Sequence[_Input], joined: JoinedParts, notices: Notices) ->
     if coverage is not None and min(found.values()) < _COUNTS_RATIO * max(found.values()):
         said = ", ".join(f"{share:.0%} in {name}" for name, share in found.items())
         notices.add(
-            f"part of a spot's counts in genes that all measure: {said}; their log1p CP10K, of all genes each "
-            "measures, are not quite the same quantity"
+            f"part of a spot's counts in genes that all measure: {said}; log1p CP10K, of all genes that each "
+            "measures, is not quite the same quantity in all"
         )
     return records
 
@@ -353,9 +353,9 @@ def _records(inputs: Sequence[_Input], joined: JoinedParts, notices: Notices) ->
 def _share_of_counts(expression: Sparse) -> F32:
     """Return the part of each spot's counts that is in genes that all origins measure, (n_spots,)."""
     coverage = expression.coverage
-    everywhere = np.ones(expression.n_columns, dtype=np.bool_)
+    everywhere: Bool = np.ones(expression.n_columns, dtype=np.bool_)
     if coverage is not None:
-        everywhere = coverage.measured.all(axis=0)
+        everywhere = np.asarray(coverage.measured.all(axis=0))
     rows = np.repeat(np.arange(len(expression.indptr) - 1), np.diff(expression.indptr))
     counts = np.expm1(expression.data.astype(np.float64))
     n_rows = len(expression.indptr) - 1

@@ -94,8 +94,8 @@ def notice_partial_genes(notices: Notices, bank: Bank, chosen: I64) -> bool:
         if not origins.all()
     ]
     notices.add(
-        f"of the {len(chosen)} genes {'; '.join(said)} are measured: each is predicted from the nearest references "
-        "that measure it, and confidence does not tell how near those are"
+        f"of the {len(chosen)} genes {'; '.join(said)} are measured: they are predicted from the nearest "
+        "references that measure them, and confidence does not tell how near those are"
     )
     return True
 
