@@ -256,6 +256,7 @@ def test_a_bank_of_two_sections_finds_its_own_places_again(folder, tmp_path, pre
         mpp=UM_PER_PX,
         spots=tmp_path / "s.csv",
         k=1,
+        genes="all",
         device="cpu",
     )
 
@@ -335,6 +336,7 @@ def test_a_slide_of_another_laboratory_is_read_in_the_stains_of_the_bank(folder,
         mpp=UM_PER_PX,
         spots=tmp_path / "s.csv",
         k=1,
+        genes="all",
         device="cpu",
     )
 
