@@ -11,9 +11,9 @@ enters no average, no accuracy and no interval; the metric is fitted to the gene
 What evens out the platforms is log1p CP10K of each spot's own total, within its platform's own genes: the
 depth of sequencing. Nothing else is corrected: shallow spots keep their zeros and noise, a gene that one
 platform catches better than another stays higher in it, and totals of a panel of few genes are other totals
-than those of all genes. The metric is fitted to what varies within sections, so it does not learn the platforms;
-but spots that look alike are averaged, whatever measured them. What accuracy that gives the merged bank
-says itself: every section is predicted from all others.
+than those of all genes. The metric is fitted to expression less each section's mean, so that it does
+not learn the platforms; but spots that look alike are averaged, whatever measured them. What accuracy that
+gives, the merged bank says itself: every section is predicted from all others.
 """
 
 from __future__ import annotations

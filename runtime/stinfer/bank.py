@@ -205,6 +205,15 @@ class Bank:
         """Names of the origins in the order of the coverage; none where it has none."""
         return tuple(sorted(set(self.origins or ())))
 
+    def origin_sizes(self) -> list[tuple[str, int, int]]:
+        """Return name, number of references and number of genes of every origin."""
+        coverage = self.expression.coverage
+        if coverage is None:
+            return []
+        n_refs = np.bincount(coverage.origin_of, minlength=coverage.n_origins).tolist()
+        n_genes = coverage.measured.sum(axis=1).tolist()
+        return list(zip(self.origin_names, n_refs, n_genes, strict=True))
+
     @property
     def n_refs(self) -> int:
         """Number of references."""

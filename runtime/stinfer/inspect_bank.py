@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stinfer.bank import Bank
+from stinfer.bank import RAW, Bank
 from stinfer.contract import I64
 from stinfer.embed import open_encoders
 from stinfer.errors import BankAlteredError
@@ -24,7 +24,7 @@ def describe_bank(bank: Bank) -> str:
     s = bank.settings
     counts = Counter(zip(bank.patients, bank.sections, strict=True))
     sections = ", ".join(f"{section} ({n})" for (_, section), n in sorted(counts.items()))
-    stored = len(bank.expression.data) / (bank.n_refs * len(bank.genes))
+    stored = len(bank.expression.data) / bank.expression.n_measured
     annoy = (
         f"{s.annoy_trees} trees, search_k {s.annoy_search_k}, recall {s.annoy_recall:.3f} at k {s.k}"
         if s.annoy_trees
@@ -36,7 +36,8 @@ def describe_bank(bank: Bank) -> str:
         "bank": bank.path.name,
         "data set": f"{s.dataset}, patients {len(set(bank.patients))}, sections {len(counts)}",
         "references": f"{bank.n_refs} spots: {sections}",
-        "genes": f"{len(bank.genes)} ({s.gene_join} of the sections' genes), {stored:.0%} of values not zero",
+        "genes": f"{len(bank.genes)} ({_describe_join(bank)}), {stored:.0%} of values not zero",
+        **({"merged of": "; ".join(_describe_origins(bank))} if bank.origins else {}),
         "expression": "log1p of counts per 10,000",
         "preset": s.preset,
         "backbones": "; ".join(_describe_models(bank)),
@@ -49,10 +50,25 @@ def describe_bank(bank: Bank) -> str:
         "spots": f"{s.spot_diameter_um:g} µm wide, {s.pitch_um:g} µm apart",
         "neighbors": f"k {s.k}, weighting {s.weighting}, softmax temperature {s.temperature:.4g}",
         "annoy index": annoy,
+        "merging": "can be merged with others"
+        if RAW in bank.hashes
+        else "cannot be merged: embeddings before the metric are not kept",
         "built with": s.software,
     }
     width = max(map(len, lines))
     return "\n".join(f"{name:<{width}}  {text}" for name, text in lines.items())
+
+
+def _describe_join(bank: Bank) -> str:
+    coverage = bank.expression.coverage
+    if coverage is None:
+        return f"{bank.settings.gene_join} of the sections' genes"
+    return f"union of the merged banks' genes; {int(coverage.measured.all(axis=0).sum())} measured in all"
+
+
+def _describe_origins(bank: Bank) -> Iterator[str]:
+    for name, n_refs, n_genes in bank.origin_sizes():
+        yield f"{name} ({n_refs} references, {n_genes} genes)"
 
 
 def _describe_models(bank: Bank) -> Iterator[str]:
@@ -81,6 +97,8 @@ def verify_bank(path: Path) -> Iterator[str]:
     yield f"hashes of {', '.join(sorted(bank.hashes))}"
     for backbone in open_encoders(bank, device="cpu", threads=None).name.split("+"):
         yield f"model {backbone} loads and is the one that made the embeddings"
+    if bank.raw_embedding() is not None:
+        yield "embeddings before the metric are what was written"
     if "annoy" not in bank.hashes:
         yield "no Annoy index: search is exact"
     elif not annoy_installed():

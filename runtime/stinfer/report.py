@@ -89,12 +89,12 @@ def notice_partial_genes(notices: Notices, bank: Bank, chosen: I64) -> bool:
     if coverage is None or not coverage.is_partial(chosen):
         return False
     said = [
-        f"{len(positions)} by {' and '.join(np.asarray(names)[origins])} only"
+        f"{len(positions)} are measured by {' and '.join(np.asarray(names)[origins])} only"
         for origins, positions in coverage.groups(chosen)
         if not origins.all()
     ]
     notices.add(
-        f"of the {len(chosen)} genes {'; '.join(said)} are measured: they are predicted from the nearest "
+        f"of the {len(chosen)} genes, {' and '.join(said)}: they are predicted from the nearest "
         "references that measure them, and confidence does not tell how near those are"
     )
     return True

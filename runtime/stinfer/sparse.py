@@ -65,6 +65,13 @@ class Sparse:
         ascends[starts[(starts > 0) & (starts < len(self.indices))] - 1] = True
         return bool(ascends.all())
 
+    @property
+    def n_measured(self) -> int:
+        """Number of values that were measured, 0 or not."""
+        if self.coverage is None:
+            return (len(self.indptr) - 1) * self.n_columns
+        return int(self.coverage.n_measuring().sum())
+
     def only_columns(self, chosen: I64) -> Sparse:
         """Return some columns, all of them measured of every row.
 
