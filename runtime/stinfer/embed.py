@@ -7,22 +7,24 @@ encoded once as a map, and a place's embedding is the mean of the cells in its w
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 
 import numpy as np
 
-from stinfer.ahead import ahead
+from stinfer.ahead import in_parallel
 from stinfer.bank import Bank
 from stinfer.bank_settings import BankSettings
 from stinfer.checkpoint import Checkpoint
-from stinfer.contract import F32, F64, I64, U8, Bool, Pooling, WindowShape
+from stinfer.contract import F32, F64, I64, Bool, Pooling, WindowShape
 from stinfer.encoder import Device, Encoder
 from stinfer.encoder_stack import EncoderStack, Member
 from stinfer.errors import ModelFormatError, SettingError
 from stinfer.feature_map import CellSource, Progress, WindowPlan, plan_windows
 from stinfer.integrity import hash_arrays
-from stinfer.patches import iter_patches
+from stinfer.patches import cut_patches
 from stinfer.slide import PixelSource
 from stinfer.windows import WindowPooler
 
@@ -61,7 +63,7 @@ def iter_patch_embeddings(
     progress: Progress | None,
     checkpoint: Checkpoint | None = None,
 ) -> Generator[tuple[I64, F32], None, None]:
-    """Encode a patch around each place; one batch is cut while another is encoded.
+    """Encode a patch around each place; every core cuts and encodes some patches at a time.
 
     Parameters
     ----------
@@ -69,7 +71,7 @@ def iter_patch_embeddings(
     centers_l0 : (n, 2), level-0 px
     encoders : the backbones
     view : with ``patch``
-    batch_size : patches encoded at a time
+    batch_size : patches encoded at a time, by all cores together
     progress : called with the patches done and their number
     checkpoint : keeps the batches that are done; None to keep none
 
@@ -83,10 +85,12 @@ def iter_patch_embeddings(
         progress(0, total, "patches")
     sizes_px = [member.encoder.card.input_size_px for member in encoders.members]
 
+    def embed(centers: F64) -> F32:
+        cut = {size_px: cut_patches(slide, centers, view.sides_um[0], size_px) for size_px in set(sizes_px)}
+        return encoders.embed([cut[size_px] for size_px in sizes_px])
+
     def encode_from(first: int) -> Generator[F32, None, None]:
-        some = centers_l0[first * batch_size :]
-        cut = [iter_patches(slide, some, view.sides_um[0], size_px, batch_size) for size_px in sizes_px]
-        return ahead(_encode_all((batch for batch in zip(*cut, strict=True)), encoders))
+        return _encode_batches(centers_l0[first * batch_size :], batch_size, encoders, embed)
 
     if checkpoint is None:
         found = encode_from(0)
@@ -103,12 +107,22 @@ def iter_patch_embeddings(
                 progress(done, total, "patches")
 
 
-def _encode_all(
-    batches: Generator[tuple[U8, ...], None, None], encoders: EncoderStack
+def _encode_batches(
+    centers_l0: F64, batch_size: int, encoders: EncoderStack, embed: Callable[[F64], F32]
 ) -> Generator[F32, None, None]:
-    with contextlib.closing(ahead(batches)) as read:
-        for pixels in read:
-            yield encoders.embed(pixels)
+    """Encode batch after batch, each in parts of a size that depends on nothing but the batch's."""
+    part_size = min(batch_size, encoders.patches_at_once or batch_size)
+    n_workers = max(min(encoders.n_workers, batch_size // part_size), 1)
+    batches = [centers_l0[first : first + batch_size] for first in range(0, len(centers_l0), batch_size)]
+    parts = (
+        partial(embed, batch[first : first + part_size])
+        for batch in batches
+        for first in range(0, len(batch), part_size)
+    )
+    with contextlib.closing(in_parallel(parts, n_workers)) as encoded:
+        for batch in batches:
+            n_parts = -(-len(batch) // part_size)
+            yield np.concatenate(list(islice(encoded, n_parts)))
 
 
 def iter_map_embeddings(
