@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+
 import numpy as np
 
 from stinfer.contract import F64, U8
 from stinfer.geometry import extent_l0
 from stinfer.slide import PixelSource
+
+
+def iter_patches(
+    slide: PixelSource, centers_l0: F64, fov_um: float, size_px: int, batch_size: int
+) -> Generator[U8, None, None]:
+    """Cut patches in batches, in the order given; the last may be smaller. See `cut_patches`."""
+    for first in range(0, len(centers_l0), batch_size):
+        yield cut_patches(slide, centers_l0[first : first + batch_size], fov_um, size_px)
 
 
 def cut_patches(slide: PixelSource, centers_l0: F64, fov_um: float, size_px: int) -> U8:
