@@ -226,7 +226,11 @@ def _choose_metric(joined: JoinedParts, layout: Layout, plan: BankPlan, notices:
 
 def _spots(joined: JoinedParts, layout: Layout) -> Spots:
     totals = np.concatenate([part.totals for part in joined.parts])
-    return Spots(joined.embeddings, layout.all_blocks, joined.expression, totals, joined.section_codes)
+    expression = joined.expression
+    if expression.coverage is not None:
+        # A gene that some were not measured for tells banks apart, not tissues.
+        expression = expression.only_columns(np.flatnonzero(expression.coverage.measured.all(axis=0)))
+    return Spots(joined.embeddings, layout.all_blocks, expression, totals, joined.section_codes)
 
 
 def _supervised_folds(spots: Spots, penalty: float) -> list[Fold]:

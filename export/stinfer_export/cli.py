@@ -20,7 +20,7 @@ from stinfer.cli import (
 )
 from stinfer_export.cli_evaluate import evaluate_group
 from stinfer_export.cli_options import FILE as _FILE
-from stinfer_export.cli_options import plan_options, read_names
+from stinfer_export.cli_options import fit_options, plan_options, read_names
 
 if TYPE_CHECKING:
     from stinfer_export.bank_plan import Preset
@@ -221,6 +221,45 @@ def bank_anndata(file: Path, image: Path, **options: Any) -> None:
         "spot_diameter_um": section.scale.spot_diameter_um,
     }
     _pack([section.read_section(image)], platform, **options)
+
+
+@bank_group.command(
+    name="merge", epilog="Example: stinfer-export bank merge her2st.h5 visium.h5 --out breast.h5"
+)
+@click.argument("banks", metavar="BANK...", type=_FILE, nargs=-1, required=True)
+@click.option(
+    "--out",
+    type=_FILE,
+    default=_BANKS / "merged.h5",
+    show_default=True,
+    help="Bank to write; the folder of the default is made.",
+)
+@fit_options
+@click.option(
+    "--without-model", is_flag=True, help="Leave the ONNX file out; it must then lie beside the bank."
+)
+@click.option("--overwrite", is_flag=True, help="Replace the bank if it exists.")
+@click.option("--quiet", is_flag=True, help="Print errors and notices only.")
+@shows_errors
+def bank_merge(
+    banks: tuple[Path, ...], out: Path, *, without_model: bool, quiet: bool, **options: Any
+) -> None:
+    """Merge BANKs of the same models, fields of view and scale, whatever their platforms, into one.
+
+    A gene that a bank does not list is not 0 in it but unknown: it is predicted from the nearest references
+    of the banks that list it. Metric, k and calibration are fitted anew, to the references of all; no image
+    is needed. Nothing but depth is evened out between platforms. The pitch of predictions is the first
+    bank's.
+    """
+    set_up_logging(quiet=quiet)
+    from stinfer.files import make_folder
+    from stinfer_export.merging import merge_banks
+
+    if out.parent == _BANKS:
+        make_folder(out.parent)
+    summary = merge_banks(banks, out, include_model=not without_model, **options)
+    if not quiet:
+        click.echo(f"{summary.path}: {summary.n_refs} references x {summary.n_genes} genes")
 
 
 @main.group(name="fetch", epilog="Example: stinfer-export fetch weights resnet18")

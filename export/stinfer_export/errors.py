@@ -14,6 +14,7 @@ A branch of the tree of `stinfer.errors`; each class is also a builtin::
         ├── FetchError                     (OSError)       a public file could not be fetched
         ├── ArchiveError                   (OSError)       what was fetched cannot be unpacked
         ├── ParityError                    (ArithmeticError)  ONNX Runtime computes something else
+        ├── BankMergeError                 (ValueError)    banks that do not go together
         └── DatasetError                   (ValueError)    measured sections that cannot be read
 """
 
@@ -168,3 +169,12 @@ def _first(names: Sequence[str]) -> str:
         return ""
     more = ", …" if len(names) > N_NAMES_SHOWN else ""
     return f" ({', '.join(names[:N_NAMES_SHOWN])}{more})"
+
+
+class BankMergeError(ExportError, ValueError):
+    """Two banks cannot become one."""
+
+    def __init__(self, first: Path, second: Path, cause: str, fix: str) -> None:
+        super().__init__(f"banks {first} and {second} cannot be merged: {cause}", fix)
+        self.paths = (first, second)
+        self.cause = cause

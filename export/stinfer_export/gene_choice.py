@@ -24,7 +24,9 @@ def variable_genes(expression: Sparse, n_genes: int | None, min_detected: float)
     -------
     (n,), columns, largest variance first
     """
-    n_spots, width = len(expression.indptr) - 1, expression.n_columns
+    width, coverage = expression.n_columns, expression.coverage
+    # Where a gene was not measured it is not 0: only the spots where it was count.
+    n_spots = np.maximum(len(expression.indptr) - 1 if coverage is None else coverage.n_measuring(), 1)
     data = expression.data.astype(np.float64)
     total = np.bincount(expression.indices, weights=data, minlength=width)
     squares = np.bincount(expression.indices, weights=data**2, minlength=width)

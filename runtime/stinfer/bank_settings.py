@@ -94,7 +94,7 @@ class BankSettings:
 
         Parameters
         ----------
-        version : 3, or 2 or 1 for a bank that was written as such
+        version : 4 of a merged bank, 3, or 2 or 1 for a bank that was written as such
         """
         values = {"format_version": version, "kind": "bank", **asdict(self)}
         for name in _LISTS:
@@ -109,9 +109,9 @@ class BankSettings:
             values["patch_px"] = self.patch_px
         return values
 
-    def to_uns(self) -> dict[str, Any]:
+    def to_uns(self, version: int = BANK_FORMAT_VERSION) -> dict[str, Any]:
         """Return the settings with the format version, as a mapping of `uns` is written."""
-        values = self.to_mapping()
+        values = self.to_mapping(version)
         values["fov_um"] = np.asarray(self.fov_um, dtype=np.float64)
         for name in ("orientations", "reductions"):
             values[name] = np.asarray(values[name], dtype=np.int64)

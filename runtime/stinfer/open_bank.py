@@ -6,12 +6,17 @@ from functools import cached_property
 from pathlib import Path
 
 from stinfer.bank import Bank
+from stinfer.contract import F32
 from stinfer.embed import open_encoders
 from stinfer.encoder import Device
 from stinfer.encoder_stack import EncoderStack
 from stinfer.files import sha256_file
 from stinfer.memory import return_large_blocks
+from stinfer.neighbor_file import Neighbors
 from stinfer.neighbors import Search, SearchChoice, choose_search
+from stinfer.origin_search import OriginSearch
+from stinfer.predict import Weighting, domain_distance, neighbor_weights
+from stinfer.voters import OriginNeighbors
 
 
 class OpenBank:
@@ -47,6 +52,38 @@ class OpenBank:
     def searcher(self) -> Search:
         """What finds neighbors among the references; raises as `choose_search`."""
         return choose_search(self._search, self.bank)
+
+    @cached_property
+    def origins(self) -> OriginSearch | None:
+        """What finds the nearest of each origin; None where every reference has every gene measured."""
+        coverage = self.bank.expression.coverage
+        if coverage is None:
+            return None
+        settings = self.bank.settings
+        return OriginSearch(self.bank.embedding, coverage.origin_of, coverage.n_origins, settings.distance)
+
+    def find(self, embedding: F32, k: int, weighting: Weighting, *, by_origin: bool) -> tuple[Neighbors, F32]:
+        """Find what predicts some spots.
+
+        Parameters
+        ----------
+        embedding : (n, dim), before the metric
+        k, weighting : of the run
+        by_origin : find the nearest of each origin too
+
+        Returns
+        -------
+        neighbors : of the n spots
+        distance : (n,), see `domain_distance`
+        """
+        settings = self.bank.settings
+        queries = self.bank.metric.apply(embedding)
+        near, found = self.searcher.query(queries, max(k, settings.domain_k))
+        weights = neighbor_weights(near[:, :k], weighting, settings.temperature)
+        nearest = None
+        if by_origin and self.origins is not None:
+            nearest = OriginNeighbors(*self.origins.query(queries, k), weighting, settings.temperature)
+        return Neighbors(found[:, :k], weights, nearest), domain_distance(near, settings.domain_k)
 
     @cached_property
     def sha256(self) -> str:

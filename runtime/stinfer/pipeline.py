@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -12,7 +12,6 @@ from typing import Any, ParamSpec, get_args
 import numpy as np
 
 from stinfer.checkpoint import Checkpoint, checkpoint_path, refuse_foreign_file
-from stinfer.contract import F32, I64
 from stinfer.embed_subject import encoding_recipe, iter_embeddings
 from stinfer.encoder import Device
 from stinfer.errors import NoTissueError, OutputExistsError, SettingError, check_choice
@@ -22,19 +21,14 @@ from stinfer.finished import asked_for, read_finished, request_sha256, slide_fin
 from stinfer.genes import ALL, select_genes
 from stinfer.lock import locked
 from stinfer.map_file import MapFile
+from stinfer.neighbor_file import NeighborFile
 from stinfer.neighbors import SearchChoice
 from stinfer.ome_tiff import import_tifffile, write_ome_tiff
 from stinfer.open_bank import OpenBank
 from stinfer.picture import draw_gene_map
 from stinfer.places import places_from_file, places_on_grid
-from stinfer.predict import Weighting, domain_distance, neighbor_weights
-from stinfer.prediction import (
-    NeighborFile,
-    Neighbors,
-    PredictionTable,
-    write_csv,
-    write_prediction,
-)
+from stinfer.predict import Weighting
+from stinfer.prediction import PredictionTable, write_csv, write_prediction
 from stinfer.record import Notices
 from stinfer.report import (
     bank_intervals,
@@ -43,6 +37,7 @@ from stinfer.report import (
     gene_map,
     grid_image,
     notice_guesses,
+    notice_partial_genes,
     run_record,
     slide_image,
 )
@@ -273,13 +268,22 @@ def predict_slide(
         recipe = encoding_recipe(subject, fingerprint, opened)
         checkpoint = stack.enter_context(Checkpoint(kept_path, recipe))
         beside = stack.enter_context(written_together(outputs, checkpoint.note_outputs))
-        neighbors = stack.enter_context(NeighborFile(out.parent, len(places.names), k))
+        predicted = np.union1d(chosen, drawn).astype(np.int64)
+        n_origins = (
+            len(opened_bank.origin_names) if notice_partial_genes(notices, opened_bank, predicted) else 0
+        )
+        neighbors = stack.enter_context(
+            NeighborFile(out.parent, len(places.names), k, n_origins, weighting, settings.temperature)
+        )
         kept = None if map_path is None else beside[map_path]
         embeddings = iter_embeddings(subject, places, opened, kept, batch_size, notices, progress, checkpoint)
         # Threads end and a map half written goes with an error, not when Python lets go of the last frame.
         stack.enter_context(contextlib.closing(embeddings))
         with stage("embed and search") as counts:
-            distance = _find_neighbors(embeddings, opened, k, weighting, neighbors)
+            distance = np.empty(len(places.names), dtype=np.float32)
+            for some, embedding in embeddings:
+                found, distance[some] = opened.find(embedding, k, weighting, by_origin=n_origins > 0)
+                neighbors.write(some, found)
             counts["n_spots"] = len(places.names)
         columns = domain_columns(distance, opened_bank, notices)
         arguments = {
@@ -392,26 +396,3 @@ def _picture_path(out: Path, gene: str) -> Path:
     # A gene's name comes from a file: it must not lead out of the folder.
     safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in gene)
     return out.with_name(f"{out.name.removesuffix('.h5ad')}.{safe}.png")
-
-
-def _find_neighbors(
-    embeddings: Iterator[tuple[I64, F32]],
-    opened: OpenBank,
-    k: int,
-    weighting: Weighting,
-    neighbors: NeighborFile,
-) -> F32:
-    """Apply the metric, search and weigh, batch by batch, and keep the neighbors.
-
-    Returns
-    -------
-    (n_spots,), see `domain_distance`
-    """
-    bank, settings = opened.bank, opened.bank.settings
-    distance = np.empty(len(neighbors), dtype=np.float32)
-    for spots, embedding in embeddings:
-        near, found = opened.searcher.query(bank.metric.apply(embedding), max(k, settings.domain_k))
-        weights = neighbor_weights(near[:, :k], weighting, settings.temperature)
-        neighbors.write(spots, Neighbors(found[:, :k], weights))
-        distance[spots] = domain_distance(near, settings.domain_k)
-    return distance

@@ -6,10 +6,7 @@ memory grows neither with the number of spots nor of genes.
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,103 +16,15 @@ import numpy as np
 
 from stinfer import h5ad
 from stinfer.bank import GENE_IDS
-from stinfer.contract import F32, F64, I64, U8, AnyArray
-from stinfer.errors import OutputWriteError
+from stinfer.contract import F32, F64, I64, U8, AnyArray, Bool
 from stinfer.files import written_beside
+from stinfer.neighbor_file import NeighborFile, Neighbors
 from stinfer.predict import expression_from_neighbors, interval_half_width, spread_from_neighbors
 from stinfer.sparse import Sparse
 
 # Values of the dense block of references x genes, and of spots x genes, held at once: 128 MB each.
 _BLOCK = 32_000_000
 _SPOTS_PER_BLOCK = 4096
-
-
-@dataclass(frozen=True)
-class Neighbors:
-    """What predicts each spot.
-
-    Parameters
-    ----------
-    indices : (n_spots, k), references
-    weights : (n_spots, k), rows sum to 1
-    """
-
-    indices: I64
-    weights: F32
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, spots: slice) -> Neighbors:
-        return Neighbors(self.indices[spots], self.weights[spots])
-
-
-class NeighborFile:
-    """The neighbors of many spots, on disk: at k = 100 those of a million need 1.2 GB.
-
-    The file has no name, so nothing is left behind, however the process ends.
-
-    Parameters
-    ----------
-    folder : where there is room for it
-    n_spots, k : its size
-
-    Raises
-    ------
-    OutputWriteError
-        The folder cannot be written.
-    """
-
-    def __init__(self, folder: Path, n_spots: int, k: int) -> None:
-        self._folder, self._n_spots = folder, n_spots
-        self._record = np.dtype([("indices", np.int64, (k,)), ("weights", np.float32, (k,))])
-        with self._failing_with_folder():
-            self._file = tempfile.TemporaryFile(dir=folder, prefix=".stinfer-")  # noqa: SIM115  # closed by __exit__
-
-    def __enter__(self) -> NeighborFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        # What is still in its buffer is of no use any more, and a full disk would fail once more.
-        with contextlib.suppress(OSError):
-            self._file.close()
-
-    def __len__(self) -> int:
-        return self._n_spots
-
-    def write(self, spots: I64, neighbors: Neighbors) -> None:
-        """Keep the neighbors of some spots, (n,) positions.
-
-        Raises
-        ------
-        OutputWriteError
-            The disk is full.
-        """
-        records = np.empty(len(spots), dtype=self._record)
-        records["indices"], records["weights"] = neighbors.indices, neighbors.weights
-        # Spots mostly come in runs, as on a grid.
-        starts = np.flatnonzero(np.diff(spots, prepend=-2) != 1)
-        with self._failing_with_folder():
-            for first, last in zip(starts, [*starts[1:], len(spots)], strict=True):
-                self._file.seek(int(spots[first]) * self._record.itemsize)
-                self._file.write(records[first:last].tobytes())
-            self._file.flush()
-
-    def __getitem__(self, spots: slice) -> Neighbors:
-        first, last, _ = spots.indices(self._n_spots)
-        self._file.seek(first * self._record.itemsize)
-        found = self._file.read((last - first) * self._record.itemsize)
-        records = np.frombuffer(found, dtype=self._record)
-        return Neighbors(records["indices"], records["weights"])
-
-    @contextlib.contextmanager
-    def _failing_with_folder(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            cause = os.strerror(error.errno) if error.errno else str(error)
-            cause = f"{cause} (the spots' neighbors are kept there while the run lasts)"
-            raise OutputWriteError(self._folder, cause) from error
 
 
 @dataclass(frozen=True)
@@ -196,7 +105,7 @@ def iter_expression(
     ----------
     expression : (n_refs, n_genes) of the bank
     chosen : columns to predict
-    neighbors : of n_spots
+    neighbors : of n_spots; by origin too where some origins do not measure some of the genes
 
     Yields
     ------
@@ -207,12 +116,12 @@ def iter_expression(
     step = max(min(_BLOCK // n_refs, _BLOCK // _SPOTS_PER_BLOCK), 1)
     for start in range(0, len(chosen), step):
         columns = chosen[start : start + step]
-        dense = expression.columns(columns)
+        groups = _groups(expression, columns)
         for first in range(0, len(neighbors), _SPOTS_PER_BLOCK):
             part = slice(first, min(first + _SPOTS_PER_BLOCK, len(neighbors)))
             some = neighbors[part]
-            values = expression_from_neighbors(some.weights, some.indices, dense)
-            yield part, slice(start, start + len(columns)), values
+            found = [_averaged(group, some) for group in groups]
+            yield part, slice(start, start + len(columns)), _assembled(groups, found)
 
 
 def iter_intervals(
@@ -229,14 +138,64 @@ def iter_intervals(
     step = max(min(_BLOCK // n_refs, _BLOCK // _SPOTS_PER_BLOCK) // 2, 1)
     for start in range(0, len(chosen), step):
         genes = slice(start, min(start + step, len(chosen)))
-        dense = expression.columns(chosen[genes])
+        groups = _groups(expression, chosen[genes])
         for first in range(0, len(neighbors), _SPOTS_PER_BLOCK):
             part = slice(first, min(first + _SPOTS_PER_BLOCK, len(neighbors)))
             some = neighbors[part]
-            values = expression_from_neighbors(some.weights, some.indices, dense)
-            spread = spread_from_neighbors(some.weights, some.indices, dense, values)
+            means = [_averaged(group, some) for group in groups]
+            spreads = [_spread(group, some, mean) for group, mean in zip(groups, means, strict=True)]
+            values, spread = _assembled(groups, means), _assembled(groups, spreads)
             half = interval_half_width(spread, intervals.scale[genes], intervals.floor[genes])
             yield part, genes, values, np.maximum(values - half, np.float32(0)), values + half
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Genes of a block that the same references can predict.
+
+    Parameters
+    ----------
+    origins : (n_origins,), those that measure them; None where all references do
+    positions : (n,), in the block
+    expression : (n_refs, n), log1p CP10K; 0 where it was not measured
+    """
+
+    origins: Bool | None
+    positions: I64
+    expression: F32
+
+    def voters(self, neighbors: Neighbors) -> Neighbors:
+        return neighbors if self.origins is None else neighbors.of(self.origins)
+
+
+def _groups(expression: Sparse, columns: I64) -> list[_Group]:
+    coverage = expression.coverage
+    if coverage is None or not coverage.is_partial(columns):
+        return [_Group(None, np.arange(len(columns)), expression.columns(columns))]
+    return [
+        _Group(origins, positions, expression.columns(columns[positions]))
+        for origins, positions in coverage.groups(columns)
+    ]
+
+
+def _averaged(group: _Group, neighbors: Neighbors) -> F32:
+    voters = group.voters(neighbors)
+    return expression_from_neighbors(voters.weights, voters.indices, group.expression)
+
+
+def _spread(group: _Group, neighbors: Neighbors, mean: F32) -> F32:
+    voters = group.voters(neighbors)
+    return spread_from_neighbors(voters.weights, voters.indices, group.expression, mean)
+
+
+def _assembled(groups: list[_Group], parts: list[F32]) -> F32:
+    """Put the groups' values, (n_spots, n) each, into the order of their block."""
+    if len(groups) == 1:
+        return parts[0]
+    values = np.empty((len(parts[0]), sum(len(group.positions) for group in groups)), dtype=np.float32)
+    for group, part in zip(groups, parts, strict=True):
+        values[:, group.positions] = part
+    return values
 
 
 def write_prediction(

@@ -15,11 +15,12 @@ from stinfer.files import sha256_file
 from stinfer.geometry import extent_l0, outside_fraction
 from stinfer.lattice import lay_lattice
 from stinfer.map_file import MapFile
+from stinfer.neighbor_file import NeighborFile
 from stinfer.ome_tiff import GridImage
 from stinfer.picture import GeneMap
 from stinfer.places import Places
 from stinfer.predict import confidence_from_distance
-from stinfer.prediction import Intervals, NeighborFile, PredictionTable, SlideImage, iter_expression
+from stinfer.prediction import Intervals, PredictionTable, SlideImage, iter_expression
 from stinfer.preview import draw_preview
 from stinfer.record import Notices, plain_name, software_versions
 from stinfer.subject import Subject
@@ -69,6 +70,34 @@ def notice_guesses(
     if places.record.get("n_left_out_by_file"):
         n_left_out = places.record["n_left_out_by_file"]
         notices.add(f"{n_left_out} spots that their file marks as not on tissue are left out")
+
+
+def notice_partial_genes(notices: Notices, bank: Bank, chosen: I64) -> bool:
+    """Say which genes only some of a merged bank's origins measure, and how they are predicted.
+
+    Parameters
+    ----------
+    notices : told
+    bank : that predicts
+    chosen : (n,), columns of the genes
+
+    Returns
+    -------
+    whether there are any
+    """
+    coverage, names = bank.expression.coverage, bank.origin_names
+    if coverage is None or not coverage.is_partial(chosen):
+        return False
+    said = [
+        f"{len(positions)} by {' and '.join(np.asarray(names)[origins])} only"
+        for origins, positions in coverage.groups(chosen)
+        if not origins.all()
+    ]
+    notices.add(
+        f"of the {len(chosen)} genes {'; '.join(said)} are measured: they are predicted from the nearest "
+        "references that measure them, and confidence does not tell how near those are"
+    )
+    return True
 
 
 def domain_columns(distance: F32, bank: Bank, notices: Notices) -> dict[str, AnyArray]:
@@ -227,7 +256,7 @@ def run_record(
             "name": plain_name(bank.path.name),
             "sha256": bank_sha256,
             "n_references": bank.n_refs,
-            **bank.settings.to_uns(),
+            **bank.settings.to_uns(bank.format_version),
         },
         "run": arguments,
         "places": places.record,

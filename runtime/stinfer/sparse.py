@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stinfer.contract import F32, I64, AnyArray
+from stinfer.coverage import Coverage
 
 
 @dataclass(frozen=True)
@@ -18,12 +19,14 @@ class Sparse:
     data, indices : (n_stored,) values and their columns
     indptr : (n_rows + 1,) where each row starts
     n_columns : width
+    coverage : which columns were measured of which rows; None where all were of all
     """
 
     data: F32
     indices: AnyArray
     indptr: AnyArray
     n_columns: int
+    coverage: Coverage | None = None
 
     def columns(self, chosen: I64) -> F32:
         """Return some columns as a dense matrix.
@@ -34,7 +37,7 @@ class Sparse:
 
         Returns
         -------
-        (n_rows, n)
+        (n_rows, n), 0 where nothing is stored, whether it was measured or not
         """
         position = np.full(self.n_columns, -1, dtype=np.int64)
         position[chosen] = np.arange(len(chosen))
@@ -62,6 +65,22 @@ class Sparse:
         ascends[starts[(starts > 0) & (starts < len(self.indices))] - 1] = True
         return bool(ascends.all())
 
+    def only_columns(self, chosen: I64) -> Sparse:
+        """Return some columns, all of them measured of every row.
+
+        Parameters
+        ----------
+        chosen : (n,), ascending
+        """
+        position = np.full(self.n_columns, -1, dtype=np.int64)
+        position[chosen] = np.arange(len(chosen))
+        target = position[self.indices]
+        kept = target >= 0
+        before = np.concatenate([[0], np.cumsum(kept)])
+        return Sparse(
+            self.data[kept], target[kept].astype(np.int32), before[self.indptr].astype(np.int64), len(chosen)
+        )
+
     def rows(self, chosen: I64) -> Sparse:
         """Return some rows.
 
@@ -72,4 +91,5 @@ class Sparse:
         lengths = np.diff(self.indptr)[chosen]
         indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         entries = np.repeat(self.indptr[:-1][chosen] - indptr[:-1], lengths) + np.arange(indptr[-1])
-        return Sparse(self.data[entries], self.indices[entries], indptr, self.n_columns)
+        coverage = None if self.coverage is None else self.coverage.rows(chosen)
+        return Sparse(self.data[entries], self.indices[entries], indptr, self.n_columns, coverage)
