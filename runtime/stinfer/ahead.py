@@ -1,4 +1,4 @@
-"""Work ahead in other threads: the next region is read while this one is encoded, patches by several at once."""
+"""Work ahead in other threads: a region is read while another is encoded, patches by several at once."""
 
 from __future__ import annotations
 

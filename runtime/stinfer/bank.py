@@ -33,6 +33,7 @@ from stinfer.metric import AffineMetric
 from stinfer.raw_embedding import RawEmbedding
 from stinfer.sparse import Sparse
 from stinfer.stain import Stain
+from stinfer.stored_array import BLOCK_BYTES, StoredArray, iter_blocks
 
 ANNOY = "annoy"
 RAW = "raw_embedding"
@@ -50,6 +51,7 @@ DAMAGE = (
     OverflowError,
     MemoryError,
 )
+_EVERYTHING = 1 << 62
 # The last version that had one model.
 _ONE_MODEL = 2
 # The one column of `var` that is text; scanpy calls it so too.
@@ -92,7 +94,7 @@ class Bank:
     spot_columns: dict[str, AnyArray]
     spatial: F64
     expression: Sparse
-    embedding: F32
+    embedding: F32 | StoredArray
     metric: AffineMetric
     projections: tuple[F32 | None, ...]
     stain: Stain | None
@@ -102,8 +104,14 @@ class Bank:
     origins: tuple[str, ...] | None = None
 
     @classmethod
-    def open(cls, path: str | Path) -> Bank:
+    def open(cls, path: str | Path, held_bytes: int | None = None) -> Bank:
         """Read a bank and check every part against its hash.
+
+        Parameters
+        ----------
+        path : the bank
+        held_bytes : expression and embeddings that are larger, each, stay in the file, and are read from
+            there as they are needed; None to hold everything
 
         Raises
         ------
@@ -118,9 +126,9 @@ class Bank:
         try:
             with h5py.File(path, "r") as file:
                 h5ad.refuse_links(file)
-                bank = _read(path, file, _check_version(path, file))
+                bank = _read(path, file, _check_version(path, file), held_bytes)
                 for name in (*model_names(bank.settings, _version(file)), ANNOY):
-                    found = _hash_bytes(_blob(file, name)) if name in file["uns/stinfer"] else "none"
+                    found = _hash_blob(file, name) if name in file["uns/stinfer"] else "none"
                     _compare(path, name, bank.hashes.get(name, "none"), found)
             check_shapes(bank)
         except BankError:
@@ -168,10 +176,20 @@ class Bank:
         """Whether the bank is enough to predict."""
         return any(name.startswith("model") for name in self.hashes)
 
-    def annoy_index(self) -> bytes | None:
-        """Return the Annoy index as it was saved, or None where the bank has none."""
+    def annoy_index(self, target: Path) -> bool:
+        """Write the Annoy index into a file, as it was saved.
+
+        Returns
+        -------
+        whether the bank has one; else no file is written
+        """
         with h5py.File(self.path, "r") as file:
-            return _blob(file, ANNOY) if ANNOY in file["uns/stinfer"] else None
+            if ANNOY not in file["uns/stinfer"]:
+                return False
+            with target.open("wb") as copy:
+                for block in iter_blocks(_stored_blob(file, ANNOY)):
+                    copy.write(block.data)
+            return True
 
     def raw_embedding(self) -> RawEmbedding | None:
         """Return the embeddings before the metric, or None where the bank has none.
@@ -289,7 +307,7 @@ def _read_projections(uns: h5py.Group, settings: BankSettings, version: int) -> 
     return tuple(h5ad.read_array(uns, name) if name in uns else None for name in names)
 
 
-def _read(path: Path, file: h5py.File, version: int) -> Bank:
+def _read(path: Path, file: h5py.File, version: int, held_bytes: int | None) -> Bank:
     uns = file["uns/stinfer"]
     var, obs, x = file["var"], file["obs"], file["X"]
     if x.attrs["encoding-type"] != "csr_matrix":
@@ -302,9 +320,10 @@ def _read(path: Path, file: h5py.File, version: int) -> Bank:
         origins = tuple(h5ad.read_categories(obs, "origin"))
         codes = np.unique(np.asarray(origins), return_inverse=True)[1].astype(np.int64)
         coverage = Coverage(codes, np.ascontiguousarray(h5ad.read_array(file["varm"], MEASURED).T))
+    held_bytes = _EVERYTHING if held_bytes is None else held_bytes
     sparse = Sparse(
-        h5ad.read_array(x, "data"),
-        h5ad.read_array(x, "indices"),
+        h5ad.open_array(x, "data", held_bytes),
+        h5ad.open_array(x, "indices", held_bytes),
         h5ad.read_array(x, "indptr"),
         int(x.attrs["shape"][1]),
         coverage,
@@ -328,7 +347,7 @@ def _read(path: Path, file: h5py.File, version: int) -> Bank:
         },
         spatial=h5ad.read_array(file["obsm"], "spatial"),
         expression=sparse,
-        embedding=h5ad.read_array(file["obsm"], "embedding"),
+        embedding=h5ad.open_array(file["obsm"], "embedding", held_bytes),
         metric=AffineMetric(h5ad.read_array(uns, "metric_mean"), h5ad.read_array(uns, "metric_components")),
         projections=_read_projections(uns, settings, version),
         stain=stain,
@@ -346,8 +365,15 @@ def _blob(file: h5py.File, name: str) -> bytes:
     return bytes(h5ad.read_array(file["uns/stinfer"], name).astype(np.uint8).tobytes())
 
 
-def _hash_bytes(blob: bytes) -> str:
-    return hashlib.sha256(blob).hexdigest()
+def _stored_blob(file: h5py.File, name: str) -> AnyArray | StoredArray:
+    return h5ad.open_array(file["uns/stinfer"], name, BLOCK_BYTES)
+
+
+def _hash_blob(file: h5py.File, name: str) -> str:
+    digest = hashlib.sha256()
+    for block in iter_blocks(_stored_blob(file, name)):
+        digest.update(np.ascontiguousarray(block, dtype=np.uint8).data)
+    return digest.hexdigest()
 
 
 def _compare(path: Path, part: str, written: str, found: str) -> None:

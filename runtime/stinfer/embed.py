@@ -7,7 +7,7 @@ encoded once as a map, and a place's embedding is the mean of the cells in its w
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -168,6 +168,24 @@ def _concatenated(encoders: EncoderStack, means: F32) -> F32:
     n_places, n_windows, n_channels = means.shape
     windows = encoders.from_means(means.reshape(n_places * n_windows, n_channels))
     return windows.reshape(n_places, -1)
+
+
+def gathered(embeddings: Iterable[tuple[I64, F32]], n_at_once: int) -> Generator[tuple[I64, F32], None, None]:
+    """Join batches of places until they are at least so many; the last may be fewer."""
+    waiting: list[tuple[I64, F32]] = []
+    for batch in embeddings:
+        waiting.append(batch)
+        if sum(len(places) for places, _ in waiting) >= n_at_once:
+            yield _joined(waiting)
+            waiting = []
+    if waiting:
+        yield _joined(waiting)
+
+
+def _joined(batches: list[tuple[I64, F32]]) -> tuple[I64, F32]:
+    if len(batches) == 1:
+        return batches[0]
+    return np.concatenate([places for places, _ in batches]), np.concatenate([found for _, found in batches])
 
 
 def open_encoders(bank: Bank, *, device: Device, threads: int | None) -> EncoderStack:

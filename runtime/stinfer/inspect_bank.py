@@ -13,6 +13,7 @@ from stinfer.contract import I64
 from stinfer.embed import open_encoders
 from stinfer.errors import BankAlteredError
 from stinfer.neighbors import AnnoySearch, ExactSearch, annoy_installed, choose_search, recall
+from stinfer.stored_array import take_rows
 
 _N_RECALL_QUERIES = 200
 # What an index of the recorded parameters may lose against the recall it was recorded with.
@@ -96,7 +97,7 @@ def _check_index(bank: Bank) -> float:
     if not isinstance(annoy, AnnoySearch) or not annoy.holds_references():
         cause = "it was not built from the bank's embeddings"
         raise BankAlteredError(bank.path, "Annoy index", cause)
-    queries = bank.embedding[recall_queries(bank.n_refs)]
+    queries = take_rows(bank.embedding, recall_queries(bank.n_refs))
     truth = ExactSearch(bank.embedding, s.distance).query(queries, s.k)[0]
     found = recall(annoy.query(queries, s.k)[0], truth)
     if found < s.annoy_recall - _RECALL_SLACK:

@@ -18,6 +18,9 @@ from stinfer.origin_search import OriginSearch
 from stinfer.predict import Weighting, domain_distance, neighbor_weights
 from stinfer.voters import OriginNeighbors
 
+# Of the bank's expression and embeddings, each: what is larger stays in its file.
+HELD_BYTES = 256 << 20
+
 
 class OpenBank:
     """A checked bank; its models and its search are loaded when they are first asked for.
@@ -38,7 +41,7 @@ class OpenBank:
         self, path: str | Path, *, device: Device, threads: int | None, search: SearchChoice
     ) -> None:
         return_large_blocks()
-        self.bank = Bank.open(path)
+        self.bank = Bank.open(path, HELD_BYTES)
         self._device: Device = device
         self._threads = threads
         self._search: SearchChoice = search

@@ -12,6 +12,7 @@ from typing import Any, ParamSpec, get_args
 import numpy as np
 
 from stinfer.checkpoint import Checkpoint, checkpoint_path, refuse_foreign_file
+from stinfer.embed import gathered
 from stinfer.embed_subject import encoding_recipe, iter_embeddings
 from stinfer.encoder import Device
 from stinfer.errors import NoTissueError, OutputExistsError, SettingError, check_choice
@@ -281,7 +282,7 @@ def predict_slide(
         stack.enter_context(contextlib.closing(embeddings))
         with stage("embed and search") as counts:
             distance = np.empty(len(places.names), dtype=np.float32)
-            for some, embedding in embeddings:
+            for some, embedding in gathered(embeddings, searcher.queries_at_once):
                 found, distance[some] = opened.find(embedding, k, weighting, by_origin=n_origins > 0)
                 neighbors.write(some, found)
             counts["n_spots"] = len(places.names)

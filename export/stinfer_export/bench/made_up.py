@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,9 @@ from stinfer.contract import F32, Pooling
 from stinfer.encoder import Encoder
 from stinfer.encoder_stack import EncoderStack, Member
 from stinfer.metric import AffineMetric, identity_metric
+from stinfer.raw_embedding import RawEmbedding
 from stinfer.sparse import Sparse
+from stinfer.stored_array import take_rows
 from stinfer_export import annoy_index
 from stinfer_export.bank_plan import DEFAULT_MAP_FOV_UM, DEFAULT_PATCH_FOV_UM, DEFAULT_UM_PER_PX
 from stinfer_export.bank_writer import write_bank
@@ -67,10 +68,10 @@ def write_made_up_bank(
     rng = np.random.default_rng(seed)
     encoder = Encoder(model, "to be measured", pooling=pooling, device="cpu")
     projects = pooling == "map" and (encoder.card.map_traits is None or not encoder.card.map_traits.head)
-    projection = None
+    projection: F32 | None = None
     if projects:
-        projection = rng.normal(0, encoder.window_dim**-0.5, (encoder.window_dim, N_PROJECTED))
-        projection = projection.astype(np.float32)
+        drawn = rng.normal(0, encoder.window_dim**-0.5, (encoder.window_dim, N_PROJECTED))
+        projection = drawn.astype(np.float32)
     stack = EncoderStack([Member(encoder, projection=projection)], pooling)
     fov_um = DEFAULT_PATCH_FOV_UM if pooling == "patch" else DEFAULT_MAP_FOV_UM
     dim = len(fov_um) * sum(stack.widths)
@@ -82,15 +83,34 @@ def write_made_up_bank(
     bank = Bank(
         path=path,
         settings=BankSettings(
-            dataset="made up", preset="custom", backbones=(encoder.card.backbone,),
-            models_sha256=(encoder.sha256,), orientations=(1,), reductions=(1,), stain="none",
-            pooling=pooling, fov_um=fov_um, window="square",
+            dataset="made up",
+            preset="custom",
+            backbones=(encoder.card.backbone,),
+            models_sha256=(encoder.sha256,),
+            orientations=(1,),
+            reductions=(1,),
+            stain="none",
+            pooling=pooling,
+            fov_um=fov_um,
+            window="square",
             um_per_px=fov_um[0] / encoder.card.input_size_px if pooling == "patch" else DEFAULT_UM_PER_PX,
-            pitch_um=200.0, spot_diameter_um=100.0, normalization="log1p_cp10k", gene_join="union",
-            metric="none", distance="euclidean", k=K, weighting="inverse", temperature=1.0, domain_k=10,
-            tuning="none", cross_validation="none", annoy_search_k=index.search_k if index else 0,
-            annoy_trees=annoy_index.N_TREES if index else 0, annoy_seed=annoy_index.SEED,
-            annoy_recall=index.recall if index else 0.0, software="made up",
+            pitch_um=200.0,
+            spot_diameter_um=100.0,
+            normalization="log1p_cp10k",
+            gene_join="union",
+            metric="none",
+            distance="euclidean",
+            k=K,
+            weighting="inverse",
+            temperature=1.0,
+            domain_k=10,
+            tuning="none",
+            cross_validation="none",
+            annoy_search_k=index.search_k if index else 0,
+            annoy_trees=annoy_index.N_TREES if index else 0,
+            annoy_seed=annoy_index.SEED,
+            annoy_recall=index.recall if index else 0.0,
+            software="made up",
         ),  # fmt: skip
         genes=tuple(f"G{i:05d}" for i in range(size.n_genes)),
         gene_columns={},
@@ -108,7 +128,11 @@ def write_made_up_bank(
         hashes={},
     )
     blob = index.data if index else None
-    write_bank(bank, models={encoder.sha256: model}, annoy=blob, sources={}, notices=[])
+    # Nothing that is measured reads what merging reads.
+    nothing = np.zeros(1, dtype=np.float32)
+    raw = RawEmbedding(np.zeros((size.n_refs, 1), dtype=np.int16), nothing, nothing)
+    models = {encoder.sha256: model}
+    write_bank(bank, raw, models=models, annoy=blob, sources={}, origins={}, notices=[])
     return bank
 
 
@@ -116,7 +140,7 @@ def made_up_queries(bank: Bank, n: int, seed: int = 1) -> F32:
     """Return (n, n_numbers) queries, after the metric, that lie among a made-up bank's references."""
     rng = np.random.default_rng(seed)
     some = np.sort(rng.integers(0, bank.n_refs, size=(2, n)), axis=1)
-    first, second = bank.embedding[some[0]], bank.embedding[some[1]]
+    first, second = (take_rows(bank.embedding, rows) for rows in some)
     share = rng.uniform(0, 0.2, size=(n, 1)).astype(np.float32)
     return np.asarray(first + share * (second - first), dtype=np.float32)
 
@@ -150,5 +174,3 @@ def _expression(rng: np.random.Generator, size: Size) -> Sparse:
     data = np.resize(rng.gamma(2.0, 0.5, 1 << 20).astype(np.float32) + np.float32(0.01), len(indices))
     indptr = np.arange(size.n_refs + 1, dtype=np.int64) * size.n_stored
     return Sparse(data, indices, indptr, size.n_genes)
-
-
