@@ -35,7 +35,7 @@ def ahead(steps: Generator[T, None, None], depth: int = 1) -> Generator[T, None,
 
 
 def in_parallel(tasks: Iterable[Callable[[], T]], n_workers: int) -> Generator[T, None, None]:
-    """Give what tasks give, in their order, done by several threads while the caller works on what came before.
+    """Give what tasks give, in their order, done by several threads while the caller goes on.
 
     What a task raises comes out in its turn, as itself. However this ends, the threads have ended before the
     caller goes on: tasks that were begun are waited for, and no other is begun.

@@ -26,6 +26,7 @@ from stinfer.feature_map import CellSource, Progress, WindowPlan, plan_windows
 from stinfer.integrity import hash_arrays
 from stinfer.patches import cut_patches
 from stinfer.slide import PixelSource
+from stinfer.stage_clock import StageClock, timed
 from stinfer.windows import WindowPooler
 
 
@@ -62,6 +63,7 @@ def iter_patch_embeddings(
     batch_size: int,
     progress: Progress | None,
     checkpoint: Checkpoint | None = None,
+    clock: StageClock | None = None,
 ) -> Generator[tuple[I64, F32], None, None]:
     """Encode a patch around each place; every core cuts and encodes some patches at a time.
 
@@ -74,6 +76,7 @@ def iter_patch_embeddings(
     batch_size : patches encoded at a time, by all cores together
     progress : called with the patches done and their number
     checkpoint : keeps the batches that are done; None to keep none
+    clock : told how long encoding takes
 
     Yields
     ------
@@ -87,7 +90,8 @@ def iter_patch_embeddings(
 
     def embed(centers: F64) -> F32:
         cut = {size_px: cut_patches(slide, centers, view.sides_um[0], size_px) for size_px in set(sizes_px)}
-        return encoders.embed([cut[size_px] for size_px in sizes_px])
+        with timed(clock, "encode"):
+            return encoders.embed([cut[size_px] for size_px in sizes_px])
 
     def encode_from(first: int) -> Generator[F32, None, None]:
         return _encode_batches(centers_l0[first * batch_size :], batch_size, encoders, embed)
@@ -126,7 +130,12 @@ def _encode_batches(
 
 
 def iter_map_embeddings(
-    source: CellSource, plan: WindowPlan, needed: Bool, encoders: EncoderStack, progress: Progress | None
+    source: CellSource,
+    plan: WindowPlan,
+    needed: Bool,
+    encoders: EncoderStack,
+    progress: Progress | None,
+    clock: StageClock | None = None,
 ) -> Generator[tuple[I64, F32], None, None]:
     """Read the places' embeddings from a map, as its bands come.
 
@@ -137,6 +146,7 @@ def iter_map_embeddings(
     needed : (n_rows, n_columns), cells to ask for; those of the plan, or more
     encoders : the backbones; they turn means into embeddings
     progress : called with the regions done and their number
+    clock : told how long averaging over windows takes
 
     Yields
     ------
@@ -156,12 +166,14 @@ def iter_map_embeddings(
     with contextlib.closing(source.iter_bands(needed, progress)) as bands:
         for band in bands:
             rows = slice(band.first_row, band.first_row + len(band.features))
-            for pooler, weights, chosen in poolers:
-                for found, means in pooler.feed(band.first_row, band.features, weights[rows]):
-                    yield chosen[found], _concatenated(encoders, means)
-    for pooler, _, chosen in poolers:
-        for found, means in pooler.finish():
-            yield chosen[found], _concatenated(encoders, means)
+            with timed(clock, "windows"):
+                for pooler, weights, chosen in poolers:
+                    for found, means in pooler.feed(band.first_row, band.features, weights[rows]):
+                        yield chosen[found], _concatenated(encoders, means)
+    with timed(clock, "windows"):
+        for pooler, _, chosen in poolers:
+            for found, means in pooler.finish():
+                yield chosen[found], _concatenated(encoders, means)
 
 
 def _concatenated(encoders: EncoderStack, means: F32) -> F32:

@@ -35,8 +35,8 @@ from stinfer.onnx_runtime import ORT_ERRORS, SHARED_MEMORY, ort
 Device = Literal["auto", "cpu", "cuda"]
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
-# Patches are encoded by up to so many threads, each a few patches of its own: what one thread cuts and encodes
-# waits for no other. More cores share in each thread's work, so that memory does not grow with the machine.
+# Patches are encoded by up to so many threads, each a few of its own: what one cuts and encodes waits for no
+# other. More cores share in each thread's work, so that memory does not grow with the machine.
 MAX_WORKERS = 4
 # Patches that a thread encodes at once; fixed, so that no result depends on the number of cores.
 PATCHES_AT_ONCE = 8
@@ -96,7 +96,7 @@ class Encoder:
         self.n_workers = 1
         if pooling == "patch" and wanted == [_CPU]:
             self.n_workers = min(threads, MAX_WORKERS)
-        self._session = _load(model, source, wanted, threads // self.n_workers, large=pooling == "map")
+        self._session = _load(model, source, wanted, -(-threads // self.n_workers), large=pooling == "map")
         # ONNX Runtime falls back to the CPU without an error: what counts is what the session has.
         self.provider = str(self._session.get_providers()[0])
         if wanted[0] == _CUDA and self.provider != _CUDA:
@@ -234,7 +234,7 @@ def _load(
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # its fallbacks are checked and reported by us
     options.add_session_config_entry(SHARED_MEMORY, "1")
-    # Threads that wait busily for what to encode next keep the cores from what reads it, searches and averages.
+    # Threads that wait busily for what to encode next keep the cores from what reads, searches and averages.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if large:
         # Regions differ in size: a plan of memory for each size would double what is held.

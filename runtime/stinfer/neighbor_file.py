@@ -40,7 +40,7 @@ class Neighbors:
         return Neighbors(self.indices[spots], self.weights[spots], by_origin)
 
     def among_used(self) -> tuple[I64, Neighbors]:
-        """Number the references anew, without those that predict nothing.
+        """Give the references new numbers, without those that predict nothing.
 
         Returns
         -------

@@ -146,7 +146,7 @@ class Nearest:
     Attributes
     ----------
     indices : ndarray
-        (n, k), in no order; of equals at the last place those that came first.
+        (n, k), in no order.
     """
 
     def __init__(self, n: int, k: int) -> None:

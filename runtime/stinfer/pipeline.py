@@ -43,6 +43,8 @@ from stinfer.report import (
     slide_image,
 )
 from stinfer.run_log import log_event, logged_slide, logging_to, stage
+from stinfer.slide import Slide
+from stinfer.stage_clock import StageClock, timed
 from stinfer.step_file import own_outputs
 from stinfer.subject import open_subject
 
@@ -138,6 +140,7 @@ def predict_slide(
     overwrite: bool = False,
     log: str | Path | None = None,
     progress: Progress | None = None,
+    clock: StageClock | None = None,
 ) -> PredictionResult:
     """Predict spatial gene expression for a slide and write it.
 
@@ -177,6 +180,7 @@ def predict_slide(
     overwrite : replace existing outputs
     log : file to append to, a JSON object a line, for programs to read
     progress : called with what is done, how much there is, and of what: patches, regions or bands
+    clock : told how long each stage takes; see `stinfer.stage_clock`
 
     Raises
     ------
@@ -198,9 +202,12 @@ def predict_slide(
     if spots is not None and pitch_um is not None:
         what = "--spots and --pitch-um contradict each other: the file says where to predict"
         raise SettingError(what, "give one of them")
-    opened = (
-        bank if isinstance(bank, OpenBank) else OpenBank(bank, device=device, threads=threads, search=search)
-    )
+    with timed(clock, "open"):
+        opened = (
+            bank
+            if isinstance(bank, OpenBank)
+            else OpenBank(bank, device=device, threads=threads, search=search)
+        )
     opened_bank = opened.bank
     settings = opened_bank.settings
     notices = Notices()
@@ -239,21 +246,25 @@ def predict_slide(
         stack.enter_context(locked(outputs))
         # Another run may have ended since.
         _refuse_existing(outputs, kept_path, overwrite=overwrite)
-        with stage("open"):
+        with stage("open"), timed(clock, "open"):
             subject = stack.enter_context(open_subject(slide, mpp, tissue_mask))
         if isinstance(subject.source, MapFile):
             subject.source.refuse_foreign(opened_bank)
             if map_path is not None:
                 what = f"--save-map: {subject.path} is a map already"
                 raise SettingError(what, "leave it out")
-        encoders, searcher = opened.encoders, opened.searcher
+        if isinstance(subject.source, Slide):
+            subject.source.clock = clock
+        with timed(clock, "open"):
+            encoders, searcher = opened.encoders, opened.searcher
         stack.callback(encoders.release_memory)
         if spots is None:
             is_map = settings.pooling == "map"
             finest_um = encoders.cell_um(settings.um_per_px) if is_map else max(subject.mpp)
             pitch_um = float(settings.pitch_um if pitch_um is None else pitch_um)
             try:
-                places = places_on_grid(subject, subject.tissue(), pitch_um, finest_um)
+                with timed(clock, "tissue"):
+                    places = places_on_grid(subject, subject.tissue(), pitch_um, finest_um)
             except NoTissueError:
                 if preview_path is not None:
                     draw_run_preview(preview_path, subject, None)
@@ -277,14 +288,17 @@ def predict_slide(
             NeighborFile(out.parent, len(places.names), k, n_origins, weighting, settings.temperature)
         )
         kept = None if map_path is None else beside[map_path]
-        embeddings = iter_embeddings(subject, places, opened, kept, batch_size, notices, progress, checkpoint)
+        embeddings = iter_embeddings(
+            subject, places, opened, kept, batch_size, notices, progress, checkpoint, clock
+        )
         # Threads end and a map half written goes with an error, not when Python lets go of the last frame.
         stack.enter_context(contextlib.closing(embeddings))
         with stage("embed and search") as counts:
             distance = np.empty(len(places.names), dtype=np.float32)
             for some, embedding in gathered(embeddings, searcher.queries_at_once):
-                found, distance[some] = opened.find(embedding, k, weighting, by_origin=n_origins > 0)
-                neighbors.write(some, found)
+                with timed(clock, "search"):
+                    found, distance[some] = opened.find(embedding, k, weighting, by_origin=n_origins > 0)
+                    neighbors.write(some, found)
             counts["n_spots"] = len(places.names)
         columns = domain_columns(distance, opened_bank, notices)
         arguments = {
@@ -307,7 +321,7 @@ def predict_slide(
             record=run_record(subject, opened_bank, opened.sha256, places, arguments, notices),
             gene_ids=ids and tuple(ids[i] for i in chosen),
         )
-        with stage("write"):
+        with stage("write"), timed(clock, "write"):
             for path, position in zip(png_paths, drawn, strict=True):
                 shown = gene_map(position, opened_bank, neighbors, table, places, subject)
                 draw_gene_map(beside[path], shown)
@@ -325,6 +339,7 @@ def predict_slide(
                 neighbors,
                 intervals=bank_intervals(opened_bank, chosen) if intervals else None,
                 with_neighbors=save_neighbors,
+                clock=clock,
             )
     return PredictionResult(
         out,

@@ -26,6 +26,7 @@ from stinfer.predict import (
     spread_from_neighbors,
 )
 from stinfer.sparse import Sparse
+from stinfer.stage_clock import StageClock, timed
 
 # Values of the dense block of references x genes, and of spots x genes, held at once: 128 MB each.
 _BLOCK = 32_000_000
@@ -104,7 +105,10 @@ class PredictionTable:
 
 
 def iter_expression(
-    expression: Sparse, chosen: I64, neighbors: Neighbors | NeighborFile
+    expression: Sparse,
+    chosen: I64,
+    neighbors: Neighbors | NeighborFile,
+    clock: StageClock | None = None,
 ) -> Iterator[tuple[slice, slice, F32]]:
     """Predict block by block.
 
@@ -113,6 +117,7 @@ def iter_expression(
     expression : (n_refs, n_genes) of the bank
     chosen : columns to predict
     neighbors : of n_spots; by origin too where some origins do not measure some of the genes
+    clock : told how long averaging takes
 
     Yields
     ------
@@ -123,7 +128,7 @@ def iter_expression(
     def predict(groups: list[_Group], some: Neighbors) -> tuple[F32, ...]:
         return (_assembled(groups, [_averaged(group, some) for group in groups]),)
 
-    for spots, (values,) in _iter_blocks(expression, chosen, neighbors, predict):
+    for spots, (values,) in _iter_blocks(expression, chosen, neighbors, predict, clock):
         yield spots, slice(0, len(chosen)), values
 
 
@@ -157,6 +162,7 @@ def _iter_blocks(
     chosen: I64,
     neighbors: Neighbors | NeighborFile,
     predict: Callable[[list[_Group], Neighbors], tuple[F32, ...]],
+    clock: StageClock | None = None,
 ) -> Iterator[tuple[slice, tuple[F32, ...]]]:
     """Predict spots block by block.
 
@@ -167,6 +173,7 @@ def _iter_blocks(
     ----------
     expression, chosen, neighbors : see `iter_expression`
     predict : gives arrays, each (n_spots, n_chosen), for some spots
+    clock : told how long all this takes
 
     Yields
     ------
@@ -175,20 +182,23 @@ def _iter_blocks(
     """
     whole = None
     if (len(expression.indptr) - 1) * len(chosen) <= _BLOCK:
-        whole = _groups(expression, chosen)
+        with timed(clock, "average"):
+            whole = _groups(expression, chosen)
     largest = _SPOTS_PER_BLOCK if whole is not None else _SPOTS_PER_CHUNK
     step = min(max(_BLOCK // len(chosen), 1), largest)
     for first in range(0, len(neighbors), step):
         part = slice(first, min(first + step, len(neighbors)))
-        some = neighbors[part]
-        if whole is not None:
-            yield part, predict(whole, some)
-            continue
-        pieces = [
-            predict(_groups(expression.rows(used), chosen), among)
-            for used, among in _iter_used(some, max(_BLOCK // len(chosen), 1))
-        ]
-        yield part, tuple(np.concatenate(parts) for parts in zip(*pieces, strict=True))
+        with timed(clock, "average"):
+            some = neighbors[part]
+            if whole is not None:
+                found = predict(whole, some)
+            else:
+                pieces = [
+                    predict(_groups(expression.rows(used), chosen), among)
+                    for used, among in _iter_used(some, max(_BLOCK // len(chosen), 1))
+                ]
+                found = tuple(np.concatenate(parts) for parts in zip(*pieces, strict=True))
+        yield part, found
 
 
 def _iter_used(neighbors: Neighbors, n_refs: int) -> Iterator[tuple[I64, Neighbors]]:
@@ -261,6 +271,7 @@ def write_prediction(
     *,
     intervals: Intervals | None = None,
     with_neighbors: bool = False,
+    clock: StageClock | None = None,
 ) -> None:
     """Write the prediction as an AnnData file, all or nothing.
 
@@ -271,6 +282,7 @@ def write_prediction(
     expression, chosen, neighbors : see `iter_expression`
     intervals : of the chosen genes, to write as layers ``lower`` and ``upper``; None to leave them out
     with_neighbors : write which references made each prediction, and their weights
+    clock : told how long averaging takes
 
     Raises
     ------
@@ -288,7 +300,7 @@ def write_prediction(
         h5ad.write_mapping(file["uns"], "stinfer", table.record)
         matrix = h5ad.create_matrix(file, "X", shape, chunks=(_SPOTS_PER_CHUNK, 256))
         if intervals is None:
-            for spots, genes, values in iter_expression(expression, chosen, neighbors):
+            for spots, genes, values in iter_expression(expression, chosen, neighbors, clock):
                 matrix[spots, genes] = values
                 new.check()
         else:

@@ -111,7 +111,7 @@ def write_made_up_bank(
             annoy_seed=annoy_index.SEED,
             annoy_recall=index.recall if index else 0.0,
             software="made up",
-        ),  # fmt: skip
+        ),
         genes=tuple(f"G{i:05d}" for i in range(size.n_genes)),
         gene_columns={},
         spots=names,
