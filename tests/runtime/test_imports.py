@@ -103,6 +103,25 @@ def test_public_names_are_there_on_first_use():
     assert {"Bank", "StInferError", "predict_slide", "predict_slides", "__version__"} == set(stinfer.__all__)
 
 
+def test_telemetry_is_off_before_onnx_runtime_is_loaded_and_by_its_own_call():
+    code = (
+        "import builtins, os, sys\n"
+        "os.environ.pop('ORT_DISABLE_TELEMETRY', None)\n"
+        "real, seen = builtins.__import__, []\n"
+        "def spy(name, *rest):\n"
+        "    if name == 'onnxruntime' and not seen:\n"
+        "        seen.append(os.environ.get('ORT_DISABLE_TELEMETRY'))\n"
+        "        module = real(name, *rest)\n"
+        "        module.disable_telemetry_events = lambda: seen.append('called')\n"
+        "        return module\n"
+        "    return real(name, *rest)\n"
+        "builtins.__import__ = spy\n"
+        "import stinfer.onnx_runtime\n"
+        "assert seen == ['1', 'called'], seen\n"
+    )
+    loaded_by(code)
+
+
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="module 'stinfer' has no attribute 'predicts'"):
         stinfer.predicts  # noqa: B018 - looking it up is the test
