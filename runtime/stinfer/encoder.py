@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 from typing import Literal, get_args
 
 import numpy as np
@@ -29,6 +28,7 @@ from stinfer.errors import (
     check_choice,
     first_line,
 )
+from stinfer.machine import cores_allowed
 from stinfer.onnx_guard import find_forbidden
 from stinfer.onnx_runtime import ORT_ERRORS, SHARED_MEMORY, ort
 
@@ -197,13 +197,6 @@ class Encoder:
         if not all(np.isfinite(one).all() for one in values):
             raise ModelFormatError(self._source, f"its {what} is not finite")
         return values
-
-
-def cores_allowed() -> int:
-    """Count the cores this process may use, which may be fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _load(

@@ -1,8 +1,8 @@
 """ONNX Runtime, imported here alone and told first to keep to itself.
 
 Its library holds a telemetry client that starts as it is imported: it looks up its maker's servers and
-leaves a device number in the home folder. Only an environment variable set before stops it. On Windows it also
-hands events to the system, which a call stops.
+leaves a device number in the home folder. Only an environment variable set before stops it. On Windows it
+also hands events to the system, which a call stops.
 """
 
 from __future__ import annotations

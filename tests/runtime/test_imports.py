@@ -27,6 +27,7 @@ ALLOWED = {
     "annoy",
     "tifffile",
     "imagecodecs",
+    "cryptography",
     "stinfer",
 }
 # What only a type checker reads.
@@ -58,7 +59,7 @@ def test_the_runtime_loads_no_machine_learning_stack():
         "scipy",
         "anndata",
     }
-    assert loaded & (heavy | {"annoy", "sklearn", "scanpy", "zarr"}) == set()
+    assert loaded & (heavy | {"annoy", "cryptography", "sklearn", "scanpy", "zarr"}) == set()
 
 
 def test_the_command_starts_without_loading_what_only_a_run_needs():
