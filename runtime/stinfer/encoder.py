@@ -20,6 +20,7 @@ from stinfer.contract import (
     Pooling,
     moment_outputs,
 )
+from stinfer.cuda import cuda_trouble
 from stinfer.errors import (
     ModelFormatError,
     ProviderUnavailableError,
@@ -90,7 +91,8 @@ class Encoder:
         # ONNX Runtime falls back to the CPU without an error: what counts is what the session has.
         self.provider = str(self._session.get_providers()[0])
         if wanted[0] == _CUDA and self.provider != _CUDA:
-            cause = "ONNX Runtime could not load CUDA (driver, CUDA or cuDNN missing or of another version)"
+            trouble = cuda_trouble() or "driver, CUDA or cuDNN of another version"
+            cause = f"ONNX Runtime could not load CUDA: {trouble}"
             if device == "cuda":
                 raise ProviderUnavailableError(cause)
             self.fallback = cause

@@ -20,6 +20,8 @@ except ImportError as error:
     raise ExtraMissingError(package="onnxruntime", extra="cpu", purpose="running a backbone") from error
 
 ort.disable_telemetry_events()
+# It would tell the terminal what it could not load; that is checked and said by us.
+ort.set_default_logger_severity(4)
 
 # What ONNX Runtime raises for a model or an input it cannot use; there is no common base.
 ORT_ERRORS: tuple[type[Exception], ...] = (

@@ -89,7 +89,7 @@ def make_keys(stem: Path, *, overwrite: bool = False) -> tuple[Path, Path, Publi
     ExtraMissingError
         The package cryptography is not installed.
     """
-    ed25519 = _import_ed25519("making keys")
+    ed25519 = require_cryptography("making keys")
     private_path, public_path = (stem.with_name(stem.name + end) for end in (_PRIVATE_SUFFIX, _PUBLIC_SUFFIX))
     for path in (private_path, public_path):
         refuse_existing(path, overwrite=overwrite)
@@ -121,7 +121,7 @@ def sign_bank(bank: Path, key: Path, *, overwrite: bool = False) -> Path:
     ExtraMissingError
         The package cryptography is not installed.
     """
-    ed25519 = _import_ed25519("signing a bank")
+    ed25519 = require_cryptography("signing a bank")
     private = read_private_key(key)
     path = signature_path(bank)
     refuse_existing(path, overwrite=overwrite)
@@ -151,7 +151,7 @@ def verify_signature(bank: Path, keys: Iterable[PublicKey]) -> PublicKey:
     ExtraMissingError
         The package cryptography is not installed.
     """
-    ed25519 = _import_ed25519("checking a bank's signature")
+    ed25519 = require_cryptography("checking a bank's signature")
     from cryptography.exceptions import InvalidSignature
 
     if not is_file(bank):
@@ -320,7 +320,18 @@ def _no_key(path: Path, cause: str) -> KeyFileError:
     return KeyFileError(path, cause, "give the public key (.pub) of those who release banks here")
 
 
-def _import_ed25519(purpose: str) -> Any:
+def require_cryptography(purpose: str) -> Any:
+    """Return what computes with Ed25519 keys.
+
+    Parameters
+    ----------
+    purpose : what it is for, in the message where it lacks
+
+    Raises
+    ------
+    ExtraMissingError
+        The package cryptography is not installed.
+    """
     try:
         from cryptography.hazmat.primitives.asymmetric import ed25519
     except ImportError as error:

@@ -196,13 +196,14 @@ def test_an_altered_comment(bank: Path, private: Path, public: Path) -> None:
         verify_signature(bank, read_public_keys(public))
 
 
+OTHER_KIND, NO_COMMENT = (base64.b64encode(kind + bytes(72)).decode() for kind in (b"XX", b"ED"))
 SIGNATURES = {
     "empty": "",
     "one line": "untrusted comment: x\n",
     "no base64": "untrusted comment: x\n!!!\ntrusted comment: y\n!!!\n",
     "short": f"untrusted comment: x\n{base64.b64encode(b'EDxxxx').decode()}\ntrusted comment: y\nAAAA\n",
-    "other": f"untrusted comment: x\n{base64.b64encode(b'XX' + bytes(72)).decode()}\ntrusted comment: y\nAAAA\n",
-    "no comment": f"untrusted comment: x\n{base64.b64encode(b'ED' + bytes(72)).decode()}\ny\nAAAA\n",
+    "kind": f"untrusted comment: x\n{OTHER_KIND}\ntrusted comment: y\nAAAA\n",
+    "no comment": f"untrusted comment: x\n{NO_COMMENT}\ny\nAAAA\n",
 }
 
 
