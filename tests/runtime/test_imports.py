@@ -86,6 +86,12 @@ def test_modules_import_the_runtimes_dependencies_alone(name):
     assert imported - set(sys.stdlib_module_names) <= ALLOWED | TYPING_ONLY
 
 
+@pytest.mark.parametrize("name", MODULES)
+def test_click_lives_in_the_modules_of_commands_alone(name):
+    text = (PACKAGE / f"{name}.py").read_text(encoding="utf-8")
+    assert ("import click" in text or "from click" in text) == name.startswith("cli")
+
+
 @pytest.mark.parametrize("name", ["geometry", "predict"])
 def test_arithmetic_imports_numpy_alone(name):
     assert loaded_by(f"import stinfer.{name}") & (ALLOWED - {"stinfer", "numpy"}) == set()
