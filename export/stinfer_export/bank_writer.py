@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from stinfer import h5ad
-from stinfer.bank import ANNOY, GENE_IDS, MEASURED, RAW, Bank, hash_parts, model_names
+from stinfer.bank import GENE_IDS, MEASURED, RAW, Bank, hash_parts, model_names
+from stinfer.bank_parts import ANNOY
 from stinfer.contract import F64
 from stinfer.integrity import hash_arrays
 from stinfer.raw_embedding import RawEmbedding

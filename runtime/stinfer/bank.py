@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 
 from stinfer import h5ad
+from stinfer.bank_parts import ANNOY, compare_hashes, hash_blob, part_of, read_blob
 from stinfer.bank_settings import BankSettings
 from stinfer.bank_shapes import check_shapes
 from stinfer.contract import BANK_FORMAT_VERSION, F32, F64, I64, MERGED_BANK_VERSION, AnyArray
@@ -33,9 +34,8 @@ from stinfer.metric import AffineMetric
 from stinfer.raw_embedding import RawEmbedding
 from stinfer.sparse import Sparse
 from stinfer.stain import Stain
-from stinfer.stored_array import BLOCK_BYTES, StoredArray, iter_blocks
+from stinfer.stored_array import StoredArray
 
-ANNOY = "annoy"
 RAW = "raw_embedding"
 # Which genes each origin measures.
 MEASURED = "measured"
@@ -128,11 +128,13 @@ class Bank:
                 h5ad.refuse_links(file)
                 bank = _read(path, file, _check_version(path, file), held_bytes)
                 for name in (*model_names(bank.settings, _version(file)), ANNOY):
-                    found = _hash_blob(file, name) if name in file["uns/stinfer"] else "none"
-                    _compare(path, name, bank.hashes.get(name, "none"), found)
+                    found = hash_blob(file, name) if name in file["uns/stinfer"] else "none"
+                    compare_hashes(path, name, bank.hashes.get(name, "none"), found)
             check_shapes(bank)
         except BankError:
             raise
+        except h5ad.UnreadableError as error:
+            raise BankAlteredError(path, part_of(error.name), str(error)) from error
         except DAMAGE as error:
             raise BankFormatError(
                 path, f"it is cut short, damaged or no bank ({first_line(error)})"
@@ -156,7 +158,7 @@ class Bank:
                 names, self.settings.backbones, self.settings.models_sha256, strict=True
             ):
                 if name in file["uns/stinfer"]:
-                    found.append(_blob(file, name))
+                    found.append(read_blob(file, name))
                 else:
                     found.append(self._model_beside(backbone, sha256))
         return found
@@ -182,14 +184,21 @@ class Bank:
         Returns
         -------
         whether the bank has one; else no file is written
+
+        Raises
+        ------
+        BankAlteredError
+            It is not what it was when the bank was opened.
         """
-        with h5py.File(self.path, "r") as file:
-            if ANNOY not in file["uns/stinfer"]:
-                return False
-            with target.open("wb") as copy:
-                for block in iter_blocks(_stored_blob(file, ANNOY)):
-                    copy.write(block.data)
-            return True
+        if ANNOY not in self.hashes:
+            return False
+        digest = hashlib.sha256()
+        with h5py.File(self.path, "r") as file, target.open("wb") as copy:
+            for block in h5ad.iter_bytes(file["uns/stinfer"], ANNOY):
+                copy.write(block.data)
+                digest.update(block.data)
+        compare_hashes(self.path, ANNOY, self.hashes[ANNOY], digest.hexdigest())
+        return True
 
     def raw_embedding(self) -> RawEmbedding | None:
         """Return the embeddings before the metric, or None where the bank has none.
@@ -206,7 +215,7 @@ class Bank:
             codes, middle, step = (
                 h5ad.read_array(file["obsm"], RAW), *(h5ad.read_array(file["uns/stinfer"], n) for n in names)
             )  # fmt: skip
-        _compare(self.path, RAW, self.hashes.get(RAW, "none"), hash_arrays(codes, middle, step))
+        compare_hashes(self.path, RAW, self.hashes.get(RAW, "none"), hash_arrays(codes, middle, step))
         fits = codes.ndim == 2 and len(codes) == self.n_refs and middle.shape == step.shape == codes.shape[1:]
         if not fits or [a.dtype for a in (codes, middle, step)] != [np.int16, np.float32, np.float32]:
             cause = "its raw embeddings do not fit its spots"
@@ -357,26 +366,5 @@ def _read(path: Path, file: h5py.File, version: int, held_bytes: int | None) -> 
         origins=origins,
     )
     for part, found in hash_parts(bank, version).items():
-        _compare(path, part, bank.hashes.get(part, "none"), found)
+        compare_hashes(path, part, bank.hashes.get(part, "none"), found)
     return bank
-
-
-def _blob(file: h5py.File, name: str) -> bytes:
-    return bytes(h5ad.read_array(file["uns/stinfer"], name).astype(np.uint8).tobytes())
-
-
-def _stored_blob(file: h5py.File, name: str) -> AnyArray | StoredArray:
-    return h5ad.open_array(file["uns/stinfer"], name, BLOCK_BYTES)
-
-
-def _hash_blob(file: h5py.File, name: str) -> str:
-    digest = hashlib.sha256()
-    for block in iter_blocks(_stored_blob(file, name)):
-        digest.update(np.ascontiguousarray(block, dtype=np.uint8).data)
-    return digest.hexdigest()
-
-
-def _compare(path: Path, part: str, written: str, found: str) -> None:
-    if written != found:
-        cause = f"SHA-256 {found[:12]}…, written was {written[:12]}…"
-        raise BankAlteredError(path, {ANNOY: "Annoy index", RAW: "raw embedding"}.get(part, part), cause)
