@@ -234,4 +234,5 @@ def iter_spreads(expression: Sparse, chosen: I64, neighbors: Neighbors) -> Itera
         genes = slice(start, min(start + step, len(chosen)))
         dense = expression.columns(chosen[genes])
         mean = expression_from_neighbors(neighbors.weights, neighbors.indices, dense)
-        yield genes, mean, spread_from_neighbors(neighbors.weights, neighbors.indices, dense, mean)
+        middle = dense.mean(axis=0, dtype=np.float64).astype(np.float32)
+        yield genes, mean, spread_from_neighbors(neighbors.weights, neighbors.indices, dense, mean, middle)

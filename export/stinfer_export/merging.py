@@ -357,10 +357,10 @@ def _share_of_counts(expression: Sparse) -> F32:
     if coverage is not None:
         everywhere = np.asarray(coverage.measured.all(axis=0))
     rows = np.repeat(np.arange(len(expression.indptr) - 1), np.diff(expression.indptr))
-    counts = np.expm1(expression.data.astype(np.float64))
+    counts = np.expm1(expression.data[:].astype(np.float64))
     n_rows = len(expression.indptr) - 1
     total = np.bincount(rows, weights=counts, minlength=n_rows)
-    shared = np.bincount(rows, weights=counts * everywhere[expression.indices], minlength=n_rows)
+    shared = np.bincount(rows, weights=counts * everywhere[expression.indices[:]], minlength=n_rows)
     return np.asarray(shared / np.where(total > 0, total, 1.0), dtype=np.float32)
 
 

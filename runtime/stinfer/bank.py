@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 
 from stinfer import h5ad
+from stinfer.bank_parts import ANNOY, compare_hashes, hash_blob, part_of, read_blob
 from stinfer.bank_settings import BankSettings
 from stinfer.bank_shapes import check_shapes
 from stinfer.contract import BANK_FORMAT_VERSION, F32, F64, I64, MERGED_BANK_VERSION, AnyArray
@@ -33,8 +34,8 @@ from stinfer.metric import AffineMetric
 from stinfer.raw_embedding import RawEmbedding
 from stinfer.sparse import Sparse
 from stinfer.stain import Stain
+from stinfer.stored_array import StoredArray
 
-ANNOY = "annoy"
 RAW = "raw_embedding"
 # Which genes each origin measures.
 MEASURED = "measured"
@@ -50,6 +51,7 @@ DAMAGE = (
     OverflowError,
     MemoryError,
 )
+_EVERYTHING = 1 << 62
 # The last version that had one model.
 _ONE_MODEL = 2
 # The one column of `var` that is text; scanpy calls it so too.
@@ -92,7 +94,7 @@ class Bank:
     spot_columns: dict[str, AnyArray]
     spatial: F64
     expression: Sparse
-    embedding: F32
+    embedding: F32 | StoredArray
     metric: AffineMetric
     projections: tuple[F32 | None, ...]
     stain: Stain | None
@@ -102,8 +104,14 @@ class Bank:
     origins: tuple[str, ...] | None = None
 
     @classmethod
-    def open(cls, path: str | Path) -> Bank:
+    def open(cls, path: str | Path, held_bytes: int | None = None) -> Bank:
         """Read a bank and check every part against its hash.
+
+        Parameters
+        ----------
+        path : the bank
+        held_bytes : expression and embeddings that are larger, each, stay in the file, and are read from
+            there as they are needed; None to hold everything
 
         Raises
         ------
@@ -118,13 +126,15 @@ class Bank:
         try:
             with h5py.File(path, "r") as file:
                 h5ad.refuse_links(file)
-                bank = _read(path, file, _check_version(path, file))
+                bank = _read(path, file, _check_version(path, file), held_bytes)
                 for name in (*model_names(bank.settings, _version(file)), ANNOY):
-                    found = _hash_bytes(_blob(file, name)) if name in file["uns/stinfer"] else "none"
-                    _compare(path, name, bank.hashes.get(name, "none"), found)
+                    found = hash_blob(file, name) if name in file["uns/stinfer"] else "none"
+                    compare_hashes(path, name, bank.hashes.get(name, "none"), found)
             check_shapes(bank)
         except BankError:
             raise
+        except h5ad.UnreadableError as error:
+            raise BankAlteredError(path, part_of(error.name), str(error)) from error
         except DAMAGE as error:
             raise BankFormatError(
                 path, f"it is cut short, damaged or no bank ({first_line(error)})"
@@ -148,7 +158,7 @@ class Bank:
                 names, self.settings.backbones, self.settings.models_sha256, strict=True
             ):
                 if name in file["uns/stinfer"]:
-                    found.append(_blob(file, name))
+                    found.append(read_blob(file, name))
                 else:
                     found.append(self._model_beside(backbone, sha256))
         return found
@@ -168,10 +178,27 @@ class Bank:
         """Whether the bank is enough to predict."""
         return any(name.startswith("model") for name in self.hashes)
 
-    def annoy_index(self) -> bytes | None:
-        """Return the Annoy index as it was saved, or None where the bank has none."""
-        with h5py.File(self.path, "r") as file:
-            return _blob(file, ANNOY) if ANNOY in file["uns/stinfer"] else None
+    def annoy_index(self, target: Path) -> bool:
+        """Write the Annoy index into a file, as it was saved.
+
+        Returns
+        -------
+        whether the bank has one; else no file is written
+
+        Raises
+        ------
+        BankAlteredError
+            It is not what it was when the bank was opened.
+        """
+        if ANNOY not in self.hashes:
+            return False
+        digest = hashlib.sha256()
+        with h5py.File(self.path, "r") as file, target.open("wb") as copy:
+            for block in h5ad.iter_bytes(file["uns/stinfer"], ANNOY):
+                copy.write(block.data)
+                digest.update(block.data)
+        compare_hashes(self.path, ANNOY, self.hashes[ANNOY], digest.hexdigest())
+        return True
 
     def raw_embedding(self) -> RawEmbedding | None:
         """Return the embeddings before the metric, or None where the bank has none.
@@ -188,7 +215,7 @@ class Bank:
             codes, middle, step = (
                 h5ad.read_array(file["obsm"], RAW), *(h5ad.read_array(file["uns/stinfer"], n) for n in names)
             )  # fmt: skip
-        _compare(self.path, RAW, self.hashes.get(RAW, "none"), hash_arrays(codes, middle, step))
+        compare_hashes(self.path, RAW, self.hashes.get(RAW, "none"), hash_arrays(codes, middle, step))
         fits = codes.ndim == 2 and len(codes) == self.n_refs and middle.shape == step.shape == codes.shape[1:]
         if not fits or [a.dtype for a in (codes, middle, step)] != [np.int16, np.float32, np.float32]:
             cause = "its raw embeddings do not fit its spots"
@@ -298,7 +325,7 @@ def _read_projections(uns: h5py.Group, settings: BankSettings, version: int) -> 
     return tuple(h5ad.read_array(uns, name) if name in uns else None for name in names)
 
 
-def _read(path: Path, file: h5py.File, version: int) -> Bank:
+def _read(path: Path, file: h5py.File, version: int, held_bytes: int | None) -> Bank:
     uns = file["uns/stinfer"]
     var, obs, x = file["var"], file["obs"], file["X"]
     if x.attrs["encoding-type"] != "csr_matrix":
@@ -311,9 +338,10 @@ def _read(path: Path, file: h5py.File, version: int) -> Bank:
         origins = tuple(h5ad.read_categories(obs, "origin"))
         codes = np.unique(np.asarray(origins), return_inverse=True)[1].astype(np.int64)
         coverage = Coverage(codes, np.ascontiguousarray(h5ad.read_array(file["varm"], MEASURED).T))
+    held_bytes = _EVERYTHING if held_bytes is None else held_bytes
     sparse = Sparse(
-        h5ad.read_array(x, "data"),
-        h5ad.read_array(x, "indices"),
+        h5ad.open_array(x, "data", held_bytes),
+        h5ad.open_array(x, "indices", held_bytes),
         h5ad.read_array(x, "indptr"),
         int(x.attrs["shape"][1]),
         coverage,
@@ -337,7 +365,7 @@ def _read(path: Path, file: h5py.File, version: int) -> Bank:
         },
         spatial=h5ad.read_array(file["obsm"], "spatial"),
         expression=sparse,
-        embedding=h5ad.read_array(file["obsm"], "embedding"),
+        embedding=h5ad.open_array(file["obsm"], "embedding", held_bytes),
         metric=AffineMetric(h5ad.read_array(uns, "metric_mean"), h5ad.read_array(uns, "metric_components")),
         projections=_read_projections(uns, settings, version),
         stain=stain,
@@ -347,19 +375,5 @@ def _read(path: Path, file: h5py.File, version: int) -> Bank:
         origins=origins,
     )
     for part, found in hash_parts(bank, version).items():
-        _compare(path, part, bank.hashes.get(part, "none"), found)
+        compare_hashes(path, part, bank.hashes.get(part, "none"), found)
     return bank
-
-
-def _blob(file: h5py.File, name: str) -> bytes:
-    return bytes(h5ad.read_array(file["uns/stinfer"], name).astype(np.uint8).tobytes())
-
-
-def _hash_bytes(blob: bytes) -> str:
-    return hashlib.sha256(blob).hexdigest()
-
-
-def _compare(path: Path, part: str, written: str, found: str) -> None:
-    if written != found:
-        cause = f"SHA-256 {found[:12]}…, written was {written[:12]}…"
-        raise BankAlteredError(path, {ANNOY: "Annoy index", RAW: "raw embedding"}.get(part, part), cause)

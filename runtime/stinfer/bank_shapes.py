@@ -10,11 +10,14 @@ from stinfer.contract import F32, AnyArray
 from stinfer.errors import BankFormatError
 from stinfer.metric import AffineMetric
 from stinfer.stain import Stain
+from stinfer.stored_array import StoredArray, iter_blocks
 
 if TYPE_CHECKING:
     from stinfer.bank import Bank
 
 MAX_ORIGINS = 32
+# Looked at at once: what stays in the processor's cache.
+_CHECKED_BYTES = 1 << 20
 # Of a stain: how far from 1 its directions' lengths may be, the least sine between them, the largest amount.
 _UNIT_SLACK, _LEAST_APART, _MAX_AMOUNT = 1e-6, 1e-3, 1000.0
 
@@ -60,7 +63,9 @@ def check_shapes(bank: Bank) -> None:
         ),
         "k is larger than its number of references": bank.settings.k <= n_refs,
         "it holds values that are not finite": all(
-            np.isfinite(values).all() for values in [*_floats(bank), bank.spatial]
+            np.isfinite(block).all()
+            for values in [*_floats(bank), bank.spatial]
+            for block in iter_blocks(values, _CHECKED_BYTES)
         ),
     }
     for cause, holds in checks.items():
@@ -80,8 +85,7 @@ def _check_coverage(bank: Bank) -> None:
     if measured.dtype != np.bool_ or measured.shape != (len(bank.origin_names), len(bank.genes)):
         cause = "what its origins measure does not fit its genes"
         raise BankFormatError(bank.path, cause)
-    rows = np.repeat(coverage.origin_of, np.diff(sparse.indptr))
-    if not measured.any(axis=0).all() or not measured[rows, sparse.indices].all():
+    if not measured.any(axis=0).all() or not sparse.is_covered():
         cause = "it has genes that no origin measures, or values of genes that their origin does not"
         raise BankFormatError(bank.path, cause)
 
@@ -95,7 +99,7 @@ def _types_fit(bank: Bank) -> bool:
     )
 
 
-def _floats(bank: Bank) -> list[AnyArray]:
+def _floats(bank: Bank) -> list[AnyArray | StoredArray]:
     return [
         bank.expression.data,
         *(bank.embedding, bank.metric.mean, bank.metric.components),
@@ -104,7 +108,7 @@ def _floats(bank: Bank) -> list[AnyArray]:
     ]
 
 
-def _fits(metric: AffineMetric, embedding: F32) -> bool:
+def _fits(metric: AffineMetric, embedding: F32 | StoredArray) -> bool:
     mean, components = metric.mean, metric.components
     return mean.ndim == 1 and len(components) == len(mean) and components.shape[-1] == embedding.shape[1]
 

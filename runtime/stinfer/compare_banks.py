@@ -108,7 +108,7 @@ def _diff_genes(a: Bank, b: Bank) -> Iterator[str]:
 def _how_far(part: str, a: Bank, b: Bank) -> str:
     """Say by how much a part's numbers differ, where they stand for the same."""
     if part == "embedding" and a.spots == b.spots and a.embedding.shape == b.embedding.shape:
-        return f", by {np.abs(a.embedding - b.embedding).max():.3g} at the most"
+        return f", by {np.abs(a.embedding[:] - b.embedding[:]).max():.3g} at the most"
     if part == "expression" and a.spots == b.spots and a.genes == b.genes:
         farthest = 0.0
         for first in range(0, len(a.genes), _GENES_AT_ONCE):

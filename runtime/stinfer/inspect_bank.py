@@ -13,6 +13,8 @@ from stinfer.contract import I64
 from stinfer.embed import open_encoders
 from stinfer.errors import BankAlteredError
 from stinfer.neighbors import AnnoySearch, ExactSearch, annoy_installed, choose_search, recall
+from stinfer.signing import accepted_keys, verify_signature
+from stinfer.stored_array import take_rows
 
 _N_RECALL_QUERIES = 200
 # What an index of the recorded parameters may lose against the recall it was recorded with.
@@ -80,8 +82,13 @@ def _describe_models(bank: Bank) -> Iterator[str]:
         yield f"{name}{seen}, SHA-256 {sha256}"
 
 
-def verify_bank(path: Path) -> Iterator[str]:
+def verify_bank(path: Path, key: Path | None = None) -> Iterator[str]:
     """Check everything that can be checked about a bank.
+
+    Parameters
+    ----------
+    path : the bank
+    key : public key, or folder of them, that must have signed it; see `stinfer.signing.accepted_keys`
 
     Yields
     ------
@@ -89,9 +96,12 @@ def verify_bank(path: Path) -> Iterator[str]:
 
     Raises
     ------
-    BankError, ModelError
+    BankError, ModelError, KeyFileError
         What is wrong.
     """
+    keys = accepted_keys(key)
+    if keys is not None:
+        yield f"signed by key {verify_signature(path, keys).name}"
     bank = Bank.open(path)
     yield f"format, shapes and finiteness: {bank.n_refs} references x {len(bank.genes)} genes"
     yield f"hashes of {', '.join(sorted(bank.hashes))}"
@@ -114,7 +124,7 @@ def _check_index(bank: Bank) -> float:
     if not isinstance(annoy, AnnoySearch) or not annoy.holds_references():
         cause = "it was not built from the bank's embeddings"
         raise BankAlteredError(bank.path, "Annoy index", cause)
-    queries = bank.embedding[recall_queries(bank.n_refs)]
+    queries = take_rows(bank.embedding, recall_queries(bank.n_refs))
     truth = ExactSearch(bank.embedding, s.distance).query(queries, s.k)[0]
     found = recall(annoy.query(queries, s.k)[0], truth)
     if found < s.annoy_recall - _RECALL_SLACK:

@@ -16,7 +16,11 @@ from stinfer.neighbor_file import Neighbors
 from stinfer.neighbors import Search, SearchChoice, choose_search
 from stinfer.origin_search import OriginSearch
 from stinfer.predict import Weighting, domain_distance, neighbor_weights
+from stinfer.signing import accepted_keys, verify_signature
 from stinfer.voters import OriginNeighbors
+
+# Of the bank's expression and embeddings, each: what is larger stays in its file.
+HELD_BYTES = 256 << 20
 
 
 class OpenBank:
@@ -27,18 +31,33 @@ class OpenBank:
     path : the bank
     device, threads : see `stinfer.embed.open_encoders`
     search : see `stinfer.neighbors.choose_search`
+    bank_key : public key, or folder of them, that must have signed it; see `stinfer.signing.accepted_keys`
+
+    Attributes
+    ----------
+    signed_by : str or None
+        Name of the key that has signed it; None where any bank is accepted.
 
     Raises
     ------
-    BankError
-        It cannot be used.
+    BankError, KeyFileError
+        It cannot be used, or is not signed as it must be.
     """
 
     def __init__(
-        self, path: str | Path, *, device: Device, threads: int | None, search: SearchChoice
+        self,
+        path: str | Path,
+        *,
+        device: Device,
+        threads: int | None,
+        search: SearchChoice,
+        bank_key: str | Path | None = None,
     ) -> None:
         return_large_blocks()
-        self.bank = Bank.open(path)
+        keys = accepted_keys(None if bank_key is None else Path(bank_key))
+        # Before anything of it is read as a bank.
+        self.signed_by = None if keys is None else verify_signature(Path(path), keys).name
+        self.bank = Bank.open(path, HELD_BYTES)
         self._device: Device = device
         self._threads = threads
         self._search: SearchChoice = search

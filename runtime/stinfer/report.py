@@ -17,6 +17,7 @@ from stinfer.lattice import lay_lattice
 from stinfer.map_file import MapFile
 from stinfer.neighbor_file import NeighborFile
 from stinfer.ome_tiff import GridImage
+from stinfer.open_bank import OpenBank
 from stinfer.picture import GeneMap
 from stinfer.places import Places
 from stinfer.predict import confidence_from_distance
@@ -225,18 +226,18 @@ def _tissue_record(slide: Subject) -> dict[str, Any]:
 def _map_record(subject: Subject) -> dict[str, str]:
     if not isinstance(subject.source, MapFile):
         return {}
-    return {"map_name": plain_name(subject.path.name), "map_sha256": sha256_file(subject.path)}
+    return {"map_name": subject.file_name, "map_sha256": sha256_file(subject.path)}
 
 
 def run_record(
     slide: Subject,
-    bank: Bank,
-    bank_sha256: str,
+    opened: OpenBank,
     places: Places,
     arguments: dict[str, Any],
     notices: Notices,
 ) -> dict[str, Any]:
     """Return the whole record; `reference_bank/FORMAT.md` describes it."""
+    bank = opened.bank
     return {
         "format_version": PREDICTION_FORMAT_VERSION,
         "kind": "prediction",
@@ -254,7 +255,8 @@ def run_record(
         },
         "bank": {
             "name": plain_name(bank.path.name),
-            "sha256": bank_sha256,
+            "sha256": opened.sha256,
+            **({} if opened.signed_by is None else {"signed_by": opened.signed_by}),
             "n_references": bank.n_refs,
             **bank.settings.to_uns(bank.format_version),
         },

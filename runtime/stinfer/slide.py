@@ -23,6 +23,7 @@ from stinfer.slide_box import nearest_level, read_box
 from stinfer.slide_readers import open_source
 from stinfer.slide_scale import BY_USER, is_possible, screen_dpi
 from stinfer.slide_source import Source
+from stinfer.stage_clock import StageClock, timed
 
 
 class SlideLike(Protocol):
@@ -80,6 +81,8 @@ class Slide:
     ----------
     size_l0 : tuple of int
         Width and height in level-0 pixels.
+    clock : StageClock or None
+        Told how long reading and resampling take.
     """
 
     def __init__(
@@ -100,6 +103,7 @@ class Slide:
         self.said_mpp = said_mpp
         self.remarks = remarks
         self.size_l0 = source.levels[0].size
+        self.clock: StageClock | None = None
         self._source = source
 
     def __enter__(self) -> Slide:
@@ -131,7 +135,8 @@ class Slide:
             The file is damaged there.
         """
         level = nearest_level(self._source.levels, (extent[0] / size_px[0], extent[1] / size_px[1]))
-        return read_box(self._source, level, corner_l0, extent, size_px)
+        with timed(self.clock, "resample"):
+            return read_box(self._source, level, corner_l0, extent, size_px, self.clock)
 
     def thumbnail(self, longest_px: int) -> U8:
         """Read the whole slide with its longer side at most `longest_px`.

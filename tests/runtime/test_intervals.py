@@ -27,8 +27,9 @@ def test_the_spread_of_neighbors_by_hand() -> None:
     weights = np.array([[0.5, 0.5], [0.75, 0.25]], dtype=np.float32)
     mean = np.array([[2, 2], [6, 2]], dtype=np.float32)
     # Of 1 and 3 alike: 1; of 7 and, a quarter, 3: the root of 0.75 * 1 + 0.25 * 9.
-    found = spread_from_neighbors(weights, indices, expression, mean)
-    np.testing.assert_allclose(found, [[1, 0], [np.sqrt(3), 0]], rtol=1e-5, atol=1e-6)
+    for middle in ([0, 0], [11 / 3, 2]):  # about which it is computed makes no difference
+        found = spread_from_neighbors(weights, indices, expression, mean, np.array(middle, dtype=np.float32))
+        np.testing.assert_allclose(found, [[1, 0], [np.sqrt(3), 0]], rtol=1e-5, atol=1e-6)
 
 
 def test_half_of_a_width_goes_with_the_neighbors_and_half_is_the_genes_own() -> None:
