@@ -1,7 +1,7 @@
 """Slides called by a keyed hash of their content, so that no output and no log bears a file's name.
 
 The pseudonym of a slide is ``slide-`` and the first 16 hexadecimal digits of HMAC-SHA256(key, message). The
-key is the bytes of the key file, the message the 64 hexadecimal digits of the slide's SHA-256. Whoever has both
+key is the bytes of the key file, the message the 64 hexadecimal digits of the slide's SHA-256. Who has both
 can tell that they belong together; nobody else can, not even from a list of all files and their hashes.
 """
 
