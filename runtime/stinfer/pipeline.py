@@ -102,10 +102,13 @@ def _logged(predict: Callable[P, PredictionResult]) -> Callable[P, PredictionRes
 
     @wraps(predict)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> PredictionResult:
-        log, slide = kwargs.get("log"), kwargs.get("slide", args[0] if args else "")
+        given = dict(zip(("slide", "bank"), args, strict=False)) | kwargs
+        log, slide, bank = (given.get(name) for name in ("log", "slide", "bank"))
+        if isinstance(bank, OpenBank):
+            given["bank"] = bank.bank.path
         with (
             logging_to(None if log is None else Path(str(log))),
-            hiding(hidden_words(str(slide), kwargs)),
+            hiding(hidden_words(str(slide), given)),
             logged_slide(str(slide)),
         ):
             result = predict(*args, **kwargs)

@@ -1,7 +1,7 @@
 """Slides called by a keyed hash of their content, so that no output and no log bears a file's name.
 
 The pseudonym of a slide is ``slide-`` and the first 16 hexadecimal digits of HMAC-SHA256(key, message). The
-key is the bytes of the key file, the message the 64 hexadecimal digits of the slide's SHA-256. Whoever has both
+key is the bytes of the key file, the message the 64 hexadecimal digits of the slide's SHA-256. Who has both
 can tell that they belong together; nobody else can, not even from a list of all files and their hashes.
 """
 
@@ -31,9 +31,10 @@ _MIN_KEY_BYTES, _MAX_KEY_BYTES = 16, 4096
 _DIGITS = 16
 # Of a folder, or a name without its suffix: shorter ones are also words of messages.
 _LEAST_LETTERS = 6
-# Arguments of a run that are files: those that are likely to bear the slide's name, and others.
+# Arguments of a run that are files also where they are texts: those that are likely to bear the slide's name,
+# and others.
 _WITH_SLIDE = ("spots", "tissue_mask")
-_OTHERS = ("pseudonym", "bank_key", "out", "csv", "ome_tiff", "save_map", "preview", "log", "genes")
+_OTHERS = ("bank", "pseudonym", "bank_key", "out", "csv", "ome_tiff", "save_map", "preview", "log", "genes")
 _PSEUDONYM = re.compile(rf"slide-[0-9a-f]{{{_DIGITS}}}")
 
 
@@ -137,16 +138,18 @@ def hidden_words(slide: str, arguments: Mapping[str, Any]) -> dict[str, str]:
     Parameters
     ----------
     slide : of the run
-    arguments : of `stinfer.predict_slide`; without ``pseudonym`` nothing is hidden
+    arguments : of `stinfer.predict_slide`, the bank's path included; without ``pseudonym`` nothing is hidden
     """
     names = open_pseudonyms(arguments.get("pseudonym"))
     if names is None:
         return {}
-    with_slide, others = (
-        [Path(str(arguments[name])) for name in group if arguments.get(name) is not None]
-        for group in (_WITH_SLIDE, _OTHERS)
-    )
-    return names.hidden_words([Path(slide)], with_slide, others)
+    given = {
+        name: Path(value)
+        for name, value in arguments.items()
+        if isinstance(value, Path) or (isinstance(value, str) and name in (*_WITH_SLIDE, *_OTHERS))
+    }
+    with_slide = [given.pop(name) for name in _WITH_SLIDE if name in given]
+    return names.hidden_words([Path(slide)], with_slide, given.values())
 
 
 @lru_cache(maxsize=1024)

@@ -347,8 +347,11 @@ def test_a_failure_is_logged_without_the_name(named: Path, tmp_path: Path) -> No
     out = named.parent / "nowhere" / "p.h5ad"
     with pytest.raises(stinfer.StInferError):
         stinfer.predict_slide(named, BANK, out=out, log=log, pseudonym=key)
+    for bank in (named.with_name("bank.h5"), str(named.with_name("bank.h5"))):
+        with pytest.raises(stinfer.StInferError):
+            stinfer.predict_slide(named, bank, out=tmp_path / "p.h5ad", log=log, pseudonym=key)
     text = log.read_text()
-    assert text.count("_failed") == 3
+    assert text.count("_failed") == 5
     assert [secret for secret in [*NAMES, str(tmp_path)] if secret.lower() in text.lower()] == []
     assert expected_name(bad) in text
 
