@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -19,22 +20,23 @@ from stinfer.encoder import Device, Encoder
 from stinfer.encoder_stack import EncoderStack, Member
 from stinfer.errors import SettingError
 from stinfer.feature_map import Progress
-from stinfer.files import refuse_existing, refuse_same_file
+from stinfer.files import refuse_existing, refuse_same_file, sha256_file
 from stinfer.neighbors import annoy_installed
+from stinfer.own_section import OwnSection
 from stinfer.record import Notices, software_versions
 from stinfer.slide import open_slide
 from stinfer.stain import Stain, mean_stain
 from stinfer.stained_slide import slide_stain
 from stinfer.tissue import find_tissue
 from stinfer_export import annoy_index
-from stinfer_export.bank_fit import BankFit, Layout, fit_bank
+from stinfer_export.bank_fit import BankFit, Layout, fit_bank, refuse_several_sections
 from stinfer_export.bank_plan import BankPlan, choose_view
 from stinfer_export.bank_writer import write_bank
 from stinfer_export.datasets.section import Section
 from stinfer_export.gene_ids import join_gene_ids
 from stinfer_export.joining import JoinedParts, gene_presence, join_parts
 from stinfer_export.registry import STAIN_TEXTURE
-from stinfer_export.section_encoding import encode_section
+from stinfer_export.section_encoding import Part, encode_section
 
 # Cells of another backbone lie on the same map as those of `stain_texture` if they are as large.
 _TEXTURE_STRIDE_PX = 32
@@ -160,6 +162,10 @@ def encode_sections(
     StInferError
         Of the sections, the slides, the models or the settings.
     """
+    if plan.own_section:
+        # Told before anything is encoded.
+        sections = list(islice(sections, 2))
+        refuse_several_sections(len(sections))
     members, models, view = open_models(plan, model_paths, notices, device=device, threads=threads)
     encoders = EncoderStack(members, view.pooling)
     stain = None
@@ -355,4 +361,11 @@ def _bank(
         distance_quantiles=calibration.distance_quantiles,
         hashes={},
         gene_ids=gene_ids,
+        own_section=_own_section(parts[0], fit),
     )
+
+
+def _own_section(part: Part, fit: BankFit) -> OwnSection | None:
+    if fit.place_weight is None or fit.weight_per_um is None:
+        return None
+    return OwnSection(sha256_file(part.image_path), part.mpp, part.mpp, fit.place_weight, fit.weight_per_um)

@@ -54,6 +54,7 @@ class BankPlan:
     orientations : in how many orientations networks see the tissue, 1, 4 or 8
     reductions : with ``map``, how many times coarser the tissue is seen too: (1,), or (1, 2)
     stain : ``macenko`` brings every section's stains to their common middle before it is encoded
+    own_section : the bank is of one section and predicts between its spots, by appearance and place
     """
 
     dataset: str
@@ -73,6 +74,7 @@ class BankPlan:
     orientations: int = 1
     reductions: tuple[int, ...] = (1,)
     stain: Literal["none", "macenko"] = "none"
+    own_section: bool = False
 
 
 def with_preset(plan: BankPlan, preset: Preset) -> BankPlan:

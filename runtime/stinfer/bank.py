@@ -28,10 +28,12 @@ from stinfer.errors import (
 from stinfer.files import is_file, sha256_file
 from stinfer.integrity import hash_arrays, hash_json
 from stinfer.metric import AffineMetric
+from stinfer.own_section import N_PLACE_COLUMNS, OwnSection
 from stinfer.sparse import Sparse
 from stinfer.stain import Stain
 
 ANNOY = "annoy"
+OWN_SECTION = "own_section"
 # HDF5, h5py and numpy speak of damage in all of these; whichever it is, the file is no whole bank.
 DAMAGE = (
     OSError,
@@ -46,8 +48,6 @@ DAMAGE = (
 )
 # The last version that had one model.
 _ONE_MODEL = 2
-# Of a stain: how far from 1 its directions' lengths may be, the least sine between them, the largest amount.
-_UNIT_SLACK, _LEAST_APART, _MAX_AMOUNT = 1e-6, 1e-3, 1000.0
 # The one column of `var` that is text; scanpy calls it so too.
 GENE_IDS = "gene_ids"
 
@@ -67,7 +67,7 @@ class Bank:
     spot_columns : further numbers of `obs`, each (n_refs,)
     spatial : (n_refs, 2), level-0 px of the section's image
     expression : (n_refs, n_genes), log1p CP10K
-    embedding : (n_refs, n), after the metric
+    embedding : (n_refs, n), after the metric, and behind it the places of a bank of its own section
     metric : the affine map
     projections : for each model, (channels, n) linear map of its cells, or patches, before the metric; None
         where there is none
@@ -75,6 +75,7 @@ class Bank:
     distance_quantiles : (m,), quantiles 0 to 1 of the references' own held-out neighbor distance
     hashes : SHA-256 of each part
     gene_ids : n_genes Ensembl IDs, empty where one is not known; None where the bank has none
+    own_section : of a bank that predicts between its own spots; None of all others
     """
 
     path: Path
@@ -94,6 +95,7 @@ class Bank:
     distance_quantiles: F32
     hashes: dict[str, str]
     gene_ids: tuple[str, ...] | None = None
+    own_section: OwnSection | None = None
 
     @classmethod
     def open(cls, path: str | Path) -> Bank:
@@ -167,6 +169,21 @@ class Bank:
         with h5py.File(self.path, "r") as file:
             return _blob(file, ANNOY) if ANNOY in file["uns/stinfer"] else None
 
+    def comparable(self, embeddings: F32, centers_l0: F64) -> F32:
+        """Bring places to what references are compared by.
+
+        Parameters
+        ----------
+        embeddings : (n, dim), as the encoders give them
+        centers_l0 : (n, 2), level-0 px
+
+        Returns
+        -------
+        (n, as many as `embedding`)
+        """
+        mapped = self.metric.apply(embeddings)
+        return mapped if self.own_section is None else self.own_section.join(mapped, centers_l0)
+
     @property
     def n_refs(self) -> int:
         """Number of references."""
@@ -205,6 +222,8 @@ def hash_parts(bank: Bank, version: int = BANK_FORMAT_VERSION) -> dict[str, str]
     }
     if bank.stain is not None:
         parts["stain"] = hash_arrays(bank.stain.directions, bank.stain.amounts)
+    if bank.own_section is not None:
+        parts[OWN_SECTION] = hash_json(bank.own_section.to_mapping())
     return parts
 
 
@@ -265,6 +284,9 @@ def _read(path: Path, file: h5py.File, version: int) -> Bank:
     stain = None
     if settings.stain != "none":
         stain = Stain(h5ad.read_array(uns, "stain_directions"), h5ad.read_array(uns, "stain_amounts"))
+    own = None
+    if version > _ONE_MODEL and OWN_SECTION in uns:
+        own = OwnSection.from_mapping(h5ad.read_scalars(uns[OWN_SECTION]))
     bank = Bank(
         path=path,
         settings=settings,
@@ -287,6 +309,7 @@ def _read(path: Path, file: h5py.File, version: int) -> Bank:
         distance_quantiles=h5ad.read_array(uns, "distance_quantiles"),
         hashes={key: str(value) for key, value in h5ad.read_scalars(uns["hashes"]).items()},
         gene_ids=tuple(h5ad.read_strings(var, GENE_IDS)) if GENE_IDS in var.attrs["column-order"] else None,
+        own_section=own,
     )
     for part, found in hash_parts(bank, version).items():
         _compare(path, part, bank.hashes.get(part, "none"), found)
@@ -320,13 +343,17 @@ def _check_shapes(bank: Bank) -> None:
             c.shape == (n_genes,) for c in bank.gene_columns.values()
         ),
         "its gene IDs do not fit its genes": bank.gene_ids is None or len(bank.gene_ids) == n_genes,
-        "its metric does not fit its embeddings": _fits(bank.metric, bank.embedding),
+        "its metric does not fit its embeddings": _metric_fits(bank),
         "its projections are no matrices": all(p is None or p.ndim == 2 for p in bank.projections),
-        "its stain is none": _stain_fits(bank.stain),
+        "its stain is none": bank.stain is None or bank.stain.is_valid,
         "its distance quantiles do not ascend": (
             bank.distance_quantiles.size > 1 and bool((np.diff(bank.distance_quantiles) >= 0).all())
         ),
         "k is larger than its number of references": bank.settings.k <= n_refs,
+        "it compares places, and of several sections or not by euclidean distance": (
+            bank.own_section is None
+            or (len(set(bank.sections)) == 1 and bank.settings.distance == "euclidean")
+        ),
         "it holds values that are not finite": all(
             np.isfinite(values).all() for values in [*_floats(bank), bank.spatial]
         ),
@@ -354,29 +381,10 @@ def _floats(bank: Bank) -> list[AnyArray]:
     ]
 
 
-def _fits(metric: AffineMetric, embedding: F32) -> bool:
-    mean, components = metric.mean, metric.components
-    return mean.ndim == 1 and len(components) == len(mean) and components.shape[-1] == embedding.shape[1]
-
-
-def _stain_fits(stain: Stain | None) -> bool:
-    if stain is None:
-        return True
-    directions, amounts = stain.directions, stain.amounts
-    if directions.shape != (2, 3) or amounts.shape != (2,):
-        return False
-    # Bounded before anything is computed of them.
-    if not (
-        (np.abs(directions) < 1 + _UNIT_SLACK).all() and ((amounts > 0) & (amounts <= _MAX_AMOUNT)).all()
-    ):
-        return False
-    lengths = np.linalg.norm(directions, axis=1)
-    apart = np.linalg.norm(np.cross(directions[0], directions[1]))
-    return bool(
-        directions.dtype == amounts.dtype == np.float64
-        and (np.abs(lengths - 1) < _UNIT_SLACK).all()
-        and apart > _LEAST_APART
-    )
+def _metric_fits(bank: Bank) -> bool:
+    mean, components = bank.metric.mean, bank.metric.components
+    n_columns = components.shape[-1] + (0 if bank.own_section is None else N_PLACE_COLUMNS)
+    return mean.ndim == 1 and len(components) == len(mean) and n_columns == bank.embedding.shape[1]
 
 
 def _blob(file: h5py.File, name: str) -> bytes:

@@ -21,7 +21,7 @@ def summarize_bank(bank: Bank) -> dict[str, Any]:
     -------
     `file`, `settings` (as hashed), `n_references`, `n_genes`, `stored_fraction` (of values that are not 0),
     `has_gene_ids`, `sections` (a list of name, patient and number of references), `mean_cv_pearson`
-    (None where no gene has one) and `hashes`
+    (None where no gene has one), `own_section` (None of a bank that is of any slide) and `hashes`
     """
     return {
         "file": bank.path.name,
@@ -35,6 +35,7 @@ def summarize_bank(bank: Bank) -> dict[str, Any]:
             for (patient, section), n in sorted(_sections(bank).items())
         ],
         "mean_cv_pearson": _mean_accuracy(bank),
+        "own_section": None if bank.own_section is None else bank.own_section.to_mapping(),
         "hashes": dict(sorted(bank.hashes.items())),
     }
 

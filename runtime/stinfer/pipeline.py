@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, get_args
 import numpy as np
 
 from stinfer.checkpoint import Checkpoint, checkpoint_path, refuse_foreign_file
-from stinfer.contract import F32, I64
+from stinfer.contract import F32, F64, I64
 from stinfer.embed_subject import encoding_recipe, iter_embeddings
 from stinfer.encoder import Device
 from stinfer.errors import NoTissueError, OutputExistsError, SettingError, check_choice
@@ -244,7 +244,7 @@ def predict_slide(
         # Another run may have ended since.
         _refuse_existing(outputs, kept_path, overwrite=overwrite)
         with stage("open"):
-            subject = stack.enter_context(open_subject(slide, mpp, tissue_mask))
+            subject = stack.enter_context(open_subject(slide, mpp, tissue_mask, opened_bank))
         if isinstance(subject.source, MapFile):
             subject.source.refuse_foreign(opened_bank)
             if map_path is not None:
@@ -279,7 +279,7 @@ def predict_slide(
         # Threads end and a map half written goes with an error, not when Python lets go of the last frame.
         stack.enter_context(contextlib.closing(embeddings))
         with stage("embed and search") as counts:
-            distance = _find_neighbors(embeddings, opened, k, weighting, neighbors)
+            distance = _find_neighbors(embeddings, places.centers_l0, opened, k, weighting, neighbors)
             counts["n_spots"] = len(places.names)
         columns = domain_columns(distance, opened_bank, notices)
         arguments = {
@@ -396,6 +396,7 @@ def _picture_path(out: Path, gene: str) -> Path:
 
 def _find_neighbors(
     embeddings: Iterator[tuple[I64, F32]],
+    centers_l0: F64,
     opened: OpenBank,
     k: int,
     weighting: Weighting,
@@ -410,7 +411,8 @@ def _find_neighbors(
     bank, settings = opened.bank, opened.bank.settings
     distance = np.empty(len(neighbors), dtype=np.float32)
     for spots, embedding in embeddings:
-        near, found = opened.searcher.query(bank.metric.apply(embedding), max(k, settings.domain_k))
+        queries = bank.comparable(embedding, centers_l0[spots])
+        near, found = opened.searcher.query(queries, max(k, settings.domain_k))
         weights = neighbor_weights(near[:, :k], weighting, settings.temperature)
         neighbors.write(spots, Neighbors(found[:, :k], weights))
         distance[spots] = domain_distance(near, settings.domain_k)

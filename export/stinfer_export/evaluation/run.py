@@ -26,6 +26,7 @@ from stinfer_export.evaluation.between_spots import BetweenResult, evaluate_betw
 from stinfer_export.evaluation.folds import Split
 from stinfer_export.evaluation.interpolation import Spots
 from stinfer_export.evaluation.methods import Training, predict, train
+from stinfer_export.evaluation.own_bank import OwnBank
 from stinfer_export.evaluation.results import FoldResult, SectionResult, compare
 from stinfer_export.evaluation.section_cache import SectionCache
 from stinfer_export.evaluation.upstream import (
@@ -262,11 +263,11 @@ class Evaluator:
             owners = np.asarray([position.get(spot.rpartition("/")[0], -1) for spot in places.spots])
             dense = self._spots(places, training, np.zeros((len(owners), 0), dtype=np.float32))[owners >= 0]
             spot_of = owners[owners >= 0]
-        return evaluate_between(part.name, spots, part.array, dense, spot_of)
+        own = OwnBank(part, training.layout, self._plan, training.names)
+        return evaluate_between(part.name, spots, part.array, dense, spot_of, own.predict)
 
     def _spots(self, part: Part, training: Training, expression: F32) -> Spots:
-        places = part.centers_l0 * (self._sections[part.name].mpp / self._plan.pitch_um)
-        return Spots(places, training.mapped(part.embeddings), expression)
+        return Spots(part.centers_l0 * part.mpp, training.mapped(part.embeddings), expression)
 
 
 def _compared(
