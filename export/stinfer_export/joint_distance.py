@@ -18,7 +18,7 @@ from stinfer.predict import Weighting, expression_from_neighbors, neighbor_weigh
 from stinfer_export.agreement import pearson_by_gene
 from stinfer_export.calibration import Fold, usual_temperature
 
-NEIGHBORS_TRIED = (4, 8, 16, 32, 64)
+NEIGHBORS_TRIED = (4, 8, 16, 32, 64, 128)
 # Of the place against the appearance, both scaled to the same spread; 0 leaves the place out.
 PLACE_WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 _N_PARTS = 5
