@@ -6,7 +6,7 @@ References are embedded by the runtime's own code and ONNX files, as a query wil
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -37,6 +37,7 @@ from stinfer_export.gene_ids import join_gene_ids
 from stinfer_export.joining import JoinedParts, gene_presence, join_parts
 from stinfer_export.registry import STAIN_TEXTURE
 from stinfer_export.section_encoding import Part, encode_section
+from stinfer_export.stain_choice import Stains, choose_stain, cross_validated, refuse_one_section
 
 # Cells of another backbone lie on the same map as those of `stain_texture` if they are as large.
 _TEXTURE_STRIDE_PX = 32
@@ -116,11 +117,21 @@ def build_bank(
     refuse_same_file(model_paths, [out])
     refuse_existing(out, overwrite=overwrite)
     notices = Notices()
-    encoded = encode_sections(
-        sections, plan, model_paths, notices, device=device, threads=threads, batch_size=batch_size,
-        progress=progress,
-    )  # fmt: skip
-    fit = fit_bank(encoded.joined, encoded.layout, plan, notices)
+    if plan.stain == "auto":
+        # Told before anything is encoded.
+        sections = list(sections)
+        refuse_one_section(plan.stain, len(sections))
+
+    def attempt(stain: Stains) -> tuple[EncodedSections, BankFit]:
+        encoded = encode_sections(
+            sections, replace(plan, stain=stain), model_paths, notices, device=device, threads=threads,
+            batch_size=batch_size, progress=progress,
+        )  # fmt: skip
+        return encoded, fit_bank(encoded.joined, encoded.layout, plan, notices)
+
+    encoded, fit = choose_stain(
+        plan.stain, attempt, lambda made: cross_validated(made[1], made[0].joined), notices
+    )
     index = None
     if annoy_installed():
         index = annoy_index.build_index(fit.embedding, fit.distance, fit.k)
@@ -313,7 +324,7 @@ def _bank(
             models_sha256=tuple(member.encoder.sha256 for member in members),
             orientations=tuple(member.orientations for member in members),
             reductions=tuple(member.reduction for member in members),
-            stain=plan.stain,
+            stain="none" if encoded.stain is None else "macenko",
             pooling=view.pooling,
             fov_um=view.sides_um,
             window=view.window,
