@@ -48,6 +48,8 @@ DAMAGE = (
 )
 # The last version that had one model.
 _ONE_MODEL = 2
+# Of a stain: how far from 1 its directions' lengths may be, the least sine between them, the largest amount.
+_UNIT_SLACK, _LEAST_APART, _MAX_AMOUNT = 1e-6, 1e-3, 1000.0
 # The one column of `var` that is text; scanpy calls it so too.
 GENE_IDS = "gene_ids"
 
@@ -345,7 +347,7 @@ def _check_shapes(bank: Bank) -> None:
         "its gene IDs do not fit its genes": bank.gene_ids is None or len(bank.gene_ids) == n_genes,
         "its metric does not fit its embeddings": _metric_fits(bank),
         "its projections are no matrices": all(p is None or p.ndim == 2 for p in bank.projections),
-        "its stain is none": bank.stain is None or bank.stain.is_valid,
+        "its stain is none": _stain_fits(bank.stain),
         "its distance quantiles do not ascend": (
             bank.distance_quantiles.size > 1 and bool((np.diff(bank.distance_quantiles) >= 0).all())
         ),
@@ -385,6 +387,26 @@ def _metric_fits(bank: Bank) -> bool:
     mean, components = bank.metric.mean, bank.metric.components
     n_columns = components.shape[-1] + (0 if bank.own_section is None else N_PLACE_COLUMNS)
     return mean.ndim == 1 and len(components) == len(mean) and n_columns == bank.embedding.shape[1]
+
+
+def _stain_fits(stain: Stain | None) -> bool:
+    if stain is None:
+        return True
+    directions, amounts = stain.directions, stain.amounts
+    if directions.shape != (2, 3) or amounts.shape != (2,):
+        return False
+    # Bounded before anything is computed of them.
+    if not (
+        (np.abs(directions) < 1 + _UNIT_SLACK).all() and ((amounts > 0) & (amounts <= _MAX_AMOUNT)).all()
+    ):
+        return False
+    lengths = np.linalg.norm(directions, axis=1)
+    apart = np.linalg.norm(np.cross(directions[0], directions[1]))
+    return bool(
+        directions.dtype == amounts.dtype == np.float64
+        and (np.abs(lengths - 1) < _UNIT_SLACK).all()
+        and apart > _LEAST_APART
+    )
 
 
 def _blob(file: h5py.File, name: str) -> bytes:

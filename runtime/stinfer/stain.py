@@ -20,8 +20,6 @@ _MIN_PIXELS = 500
 # Between the two stains' directions; less is one stain.
 _LEAST_ANGLE_DEG = 5.0
 _ROWS_AT_ONCE = 256
-# Of a stain: how far from 1 its directions' lengths may be, the least sine between them, the largest amount.
-_UNIT_SLACK, _LEAST_APART, _MAX_AMOUNT = 1e-6, 1e-3, 1000.0
 
 
 @dataclass(frozen=True)
@@ -42,25 +40,6 @@ class Stain:
         """(3, 3): both stains at their amounts, and the direction across them."""
         across = np.cross(self.directions[0], self.directions[1])
         return np.stack([*(self.directions * self.amounts[:, np.newaxis]), across / np.linalg.norm(across)])
-
-    @property
-    def is_valid(self) -> bool:
-        """Whether types, shapes and values are those of two stains, whatever file they come from."""
-        directions, amounts = self.directions, self.amounts
-        if directions.shape != (2, 3) or amounts.shape != (2,):
-            return False
-        # Bounded before anything is computed of them.
-        if not (
-            (np.abs(directions) < 1 + _UNIT_SLACK).all() and ((amounts > 0) & (amounts <= _MAX_AMOUNT)).all()
-        ):
-            return False
-        lengths = np.linalg.norm(directions, axis=1)
-        apart = np.linalg.norm(np.cross(directions[0], directions[1]))
-        return bool(
-            directions.dtype == amounts.dtype == np.float64
-            and (np.abs(lengths - 1) < _UNIT_SLACK).all()
-            and apart > _LEAST_APART
-        )
 
 
 def measure_stain(pixels: U8, tissue: Bool) -> Stain | None:
