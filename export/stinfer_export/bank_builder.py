@@ -14,7 +14,7 @@ import numpy as np
 
 from stinfer.bank import Bank
 from stinfer.bank_settings import BankSettings
-from stinfer.contract import ModelCard
+from stinfer.contract import MPP_MAX_UM, MPP_MIN_UM, ModelCard
 from stinfer.embed import FieldOfView
 from stinfer.encoder import Device, Encoder
 from stinfer.encoder_stack import EncoderStack, Member
@@ -25,6 +25,7 @@ from stinfer.neighbors import annoy_installed
 from stinfer.own_section import OwnSection
 from stinfer.record import Notices, software_versions
 from stinfer.slide import open_slide
+from stinfer.slide_scale import is_possible
 from stinfer.stain import Stain, mean_stain
 from stinfer.stained_slide import slide_stain
 from stinfer.tissue import find_tissue
@@ -177,6 +178,7 @@ def encode_sections(
         # Told before anything is encoded.
         sections = list(islice(sections, 2))
         refuse_several_sections(len(sections))
+        _refuse_unknown_again(sections)
     members, models, view = open_models(plan, model_paths, notices, device=device, threads=threads)
     encoders = EncoderStack(members, view.pooling)
     stain = None
@@ -193,6 +195,23 @@ def encode_sections(
         raise SettingError(what, "allow more of a patch to lie outside with --max-outside")
     joined = join_parts(parts, plan.gene_join, notices)
     return EncodedSections(joined, encoders, models, view, stain)
+
+
+def _refuse_unknown_again(sections: Sequence[Section]) -> None:
+    """Refuse an image that a run could not know again, or not open.
+
+    Raises
+    ------
+    SettingError
+        It is a folder of files, which have no one hash; or a picture coarser than a slide may be.
+    """
+    for section in sections:
+        what = f"--own-section: the image of section {section.name}, {section.image_path}, "
+        if section.image_path.is_dir():
+            raise SettingError(f"{what}is a folder", "give one file, by whose hash a run knows it again")
+        if not is_possible((section.mpp, section.mpp)):
+            fix = f"give the full-resolution image; slides have {MPP_MIN_UM} to {MPP_MAX_UM:g}"
+            raise SettingError(f"{what}has {section.mpp:.3g} µm per pixel", fix)
 
 
 def open_models(

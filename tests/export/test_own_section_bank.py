@@ -217,3 +217,12 @@ def test_spots_that_are_asked_of_a_bank_of_the_others_do_not_reach_it():
     assert clean.shape == (40, 8)
     np.testing.assert_array_equal(clean, poisoned)
     assert OwnBank(part, LAYOUT, PLAN, part.genes).predict(np.arange(80) >= 24) is None
+
+
+def test_an_image_that_a_run_could_not_open_or_know_again_is_refused(folder, tmp_path):
+    (section,) = shared.read(folder / "data")[:1]
+    model = [folder / "model.onnx"]
+    with pytest.raises(SettingError, match=r"image of section A1, .* has 27 µm per pixel"):
+        build_bank([replace(section, mpp=27.0)], OWN, model, tmp_path / "b.h5")
+    with pytest.raises(SettingError, match="image of section A1, .* is a folder"):
+        build_bank([replace(section, image_path=tmp_path)], OWN, model, tmp_path / "b.h5")
