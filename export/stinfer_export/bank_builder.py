@@ -119,7 +119,6 @@ def build_bank(
     refuse_existing(out, overwrite=overwrite)
     notices = Notices()
     if plan.stain == "auto":
-        # Told before anything is encoded.
         sections = list(sections)
         refuse_one_section(plan.stain, len(sections))
 
@@ -175,7 +174,6 @@ def encode_sections(
         Of the sections, the slides, the models or the settings.
     """
     if plan.own_section:
-        # Told before anything is encoded.
         sections = list(islice(sections, 2))
         refuse_several_sections(len(sections))
         _refuse_unknown_again(sections)
@@ -206,12 +204,13 @@ def _refuse_unknown_again(sections: Sequence[Section]) -> None:
         It is a folder of files, which have no one hash; or a picture coarser than a slide may be.
     """
     for section in sections:
-        what = f"--own-section: the image of section {section.name}, {section.image_path}, "
+        image = f"--own-section: the image of section {section.name}, {section.image_path},"
         if section.image_path.is_dir():
-            raise SettingError(f"{what}is a folder", "give one file, by whose hash a run knows it again")
+            what = f"{image} is a folder"
+            raise SettingError(what, "give one file, by whose hash a run knows it again")
         if not is_possible((section.mpp, section.mpp)):
-            fix = f"give the full-resolution image; slides have {MPP_MIN_UM} to {MPP_MAX_UM:g}"
-            raise SettingError(f"{what}has {section.mpp:.3g} µm per pixel", fix)
+            what = f"{image} has {section.mpp:.3g} µm per pixel; slides have {MPP_MIN_UM} to {MPP_MAX_UM:g}"
+            raise SettingError(what, "give the full-resolution image")
 
 
 def open_models(

@@ -14,6 +14,7 @@ from PIL import Image
 import stinfer
 from stinfer.bank import Bank
 from stinfer.contract import F64, U8
+from stinfer.slide import open_slide
 from stinfer_export.bank_builder import build_bank
 from stinfer_export.bank_plan import BankPlan, with_preset
 from stinfer_export.datasets import her2st
@@ -80,8 +81,9 @@ def test_normalization_wins_back_half_of_what_a_shift_costs_and_costs_nothing_it
     plan = BankPlan(her2st.NAME, her2st.PITCH_UM, her2st.SPOT_DIAMETER_UM)
     (image,) = (HER2ST / "ST-imgs" / "C" / "C5").iterdir()
     slides = {"none": image}
-    with Image.open(image) as opened:
-        pixels = np.asarray(opened.convert("RGB"))
+    with open_slide(image, 0.69) as slide:
+        width, height = slide.size_l0
+        pixels = slide.read((0.0, 0.0), (float(width), float(height)), (width, height))
     for shift, change in SHIFTS.items():
         slides[shift] = tmp_path / f"{shift}.jpg"
         Image.fromarray(change(pixels)).save(slides[shift], quality=95, subsampling=0)
@@ -96,9 +98,9 @@ def test_normalization_wins_back_half_of_what_a_shift_costs_and_costs_nothing_it
         )
         bank = Bank.open(built.path)
         scores[stain] = {}
-        for shift, slide in slides.items():
+        for shift, path in slides.items():
             made = stinfer.predict_slide(
-                slide,
+                path,
                 bank.path,
                 out=tmp_path / f"{stain}.{shift}.h5ad",
                 mpp=0.69,

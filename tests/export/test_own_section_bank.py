@@ -224,5 +224,5 @@ def test_an_image_that_a_run_could_not_open_or_know_again_is_refused(folder, tmp
     model = [folder / "model.onnx"]
     with pytest.raises(SettingError, match=r"image of section A1, .* has 27 µm per pixel"):
         build_bank([replace(section, mpp=27.0)], OWN, model, tmp_path / "b.h5")
-    with pytest.raises(SettingError, match="image of section A1, .* is a folder"):
+    with pytest.raises(SettingError, match=r"image of section A1, .* is a folder"):
         build_bank([replace(section, image_path=tmp_path)], OWN, model, tmp_path / "b.h5")
