@@ -11,9 +11,9 @@ from stinfer.contract import F32, I64, Bool
 from stinfer.neighbors import ExactSearch
 from stinfer.own_section import with_place
 from stinfer.predict import expression_from_neighbors, neighbor_weights
-from stinfer.record import Notices
 from stinfer_export.bank_fit import MIN_OWN_SECTION, Layout, fit_bank, project
 from stinfer_export.bank_plan import BankPlan
+from stinfer_export.evaluation.section_cache import Silent
 from stinfer_export.joining import join_parts, measured
 from stinfer_export.section_encoding import Part
 
@@ -50,7 +50,8 @@ class OwnBank:
             return None
         known, asked = (take_spots(self.part, np.flatnonzero(chosen)) for chosen in (~held, held))
         plan = replace(self.plan, own_section=True, metric=None, distance=None, k=None)
-        fit = fit_bank(join_parts([known], "union", Notices()), self.layout, plan, Notices())
+        # What becomes of the section has been said.
+        fit = fit_bank(join_parts([known], "union", Silent()), self.layout, plan, Silent())
         queries = with_place(
             fit.metric.apply(project(asked.embeddings, fit.projections, self.layout)),
             asked.centers_l0 * asked.mpp,
