@@ -159,6 +159,7 @@ class Silent(Notices):
     """Keeps what is said, and passes nothing on."""
 
     def add(self, text: str) -> None:
+        """Keep a text."""
         self.texts.append(text)
 
 
