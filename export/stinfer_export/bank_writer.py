@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from stinfer import h5ad
-from stinfer.bank import GENE_IDS, MEASURED, RAW, Bank, hash_parts, model_names
+from stinfer.bank import GENE_IDS, MEASURED, OWN_SECTION, RAW, Bank, hash_parts, model_names
 from stinfer.bank_parts import ANNOY
 from stinfer.contract import F64
 from stinfer.integrity import hash_arrays
@@ -61,6 +61,7 @@ def write_bank(
         "metric_components": bank.metric.components,
         **{f"projection_{i}": p for i, p in enumerate(bank.projections) if p is not None},
         **({} if bank.stain is None else _stain(bank.stain)),
+        **({} if bank.own_section is None else {OWN_SECTION: bank.own_section.to_mapping()}),
         "distance_quantiles": bank.distance_quantiles,
         "raw_middle": raw.middle,
         "raw_step": raw.step,

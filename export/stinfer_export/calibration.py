@@ -79,13 +79,27 @@ class Calibration:
     interval_floor: F32
 
 
+def usual_temperature(distances: F32) -> float:
+    """Return the softmax temperature where none was learned.
+
+    Parameters
+    ----------
+    distances : (n, k), ascending
+
+    Returns
+    -------
+    half the median difference between the k-th and the nearest neighbor's distance
+    """
+    return max(_TEMPERATURE_SHARE * float(np.median(distances[:, -1] - distances[:, 0])), 1e-6)
+
+
 def whole_folds(embedding: F32, section_codes: I64) -> list[Fold]:
     """Leave sections out, or single spots where there is one section, from a metric that is the same for all.
 
     Parameters
     ----------
     embedding : (n_refs, dim), after the metric
-    section_codes : (n_refs,), section of each reference
+    section_codes : (n_refs,), section of each reference, or of whatever else is left out together
     """
     single = bool((section_codes == section_codes[0]).all())
     groups = np.arange(len(embedding)) if single else section_codes
@@ -143,8 +157,7 @@ def calibrate(
     quantiles = np.quantile(domain_distance(distances, domain_k), np.linspace(0, 1, _N_QUANTILES))
     distances, indices = distances[:, :k_left], indices[:, :k_left]
     if temperature is None:
-        temperature = _TEMPERATURE_SHARE * float(np.median(distances[:, -1] - distances[:, 0]))
-        temperature = max(temperature, 1e-6)
+        temperature = usual_temperature(distances)
     by_origin = None
     if coverage is not None:
         by_origin = OriginNeighbors(origin_distances, origin_indices, weighting, temperature)

@@ -94,6 +94,11 @@ _BANK_OPTIONS = (
     click.option(
         "--without-model", is_flag=True, help="Leave the ONNX file out; it must then lie beside the bank."
     ),
+    click.option(
+        "--own-section",
+        is_flag=True,
+        help="Of one section: predict between its own spots, on its own image, by appearance and place.",
+    ),
     encoding_options,
     click.option("--overwrite", is_flag=True, help="Replace the bank if it exists."),
     click.option("--quiet", is_flag=True, help="Print errors and notices only."),

@@ -31,6 +31,7 @@ from stinfer.errors import (
 from stinfer.files import is_file, sha256_file
 from stinfer.integrity import hash_arrays, hash_json
 from stinfer.metric import AffineMetric
+from stinfer.own_section import OwnSection
 from stinfer.raw_embedding import RawEmbedding
 from stinfer.sparse import Sparse
 from stinfer.stain import Stain
@@ -39,6 +40,7 @@ from stinfer.stored_array import StoredArray
 RAW = "raw_embedding"
 # Which genes each origin measures.
 MEASURED = "measured"
+OWN_SECTION = "own_section"
 # HDF5, h5py and numpy speak of damage in all of these; whichever it is, the file is no whole bank.
 DAMAGE = (
     OSError,
@@ -73,7 +75,7 @@ class Bank:
     spot_columns : further numbers of `obs`, each (n_refs,)
     spatial : (n_refs, 2), level-0 px of the section's image
     expression : (n_refs, n_genes), log1p CP10K
-    embedding : (n_refs, n), after the metric
+    embedding : (n_refs, n), after the metric, and behind it the places of a bank of its own section
     metric : the affine map
     projections : for each model, (channels, n) linear map of its cells, or patches, before the metric; None
         where there is none
@@ -82,6 +84,7 @@ class Bank:
     hashes : SHA-256 of each part
     gene_ids : n_genes Ensembl IDs, empty where one is not known; None where the bank has none
     origins : of each reference, the bank that was merged into this one; None where it was built of sections
+    own_section : of a bank that predicts between its own spots; None of all others
     """
 
     path: Path
@@ -102,6 +105,7 @@ class Bank:
     hashes: dict[str, str]
     gene_ids: tuple[str, ...] | None = None
     origins: tuple[str, ...] | None = None
+    own_section: OwnSection | None = None
 
     @classmethod
     def open(cls, path: str | Path, held_bytes: int | None = None) -> Bank:
@@ -241,6 +245,21 @@ class Bank:
         n_genes = coverage.measured.sum(axis=1).tolist()
         return list(zip(self.origin_names, n_refs, n_genes, strict=True))
 
+    def comparable(self, embeddings: F32, centers_l0: F64) -> F32:
+        """Bring places to what references are compared by.
+
+        Parameters
+        ----------
+        embeddings : (n, dim), as the encoders give them
+        centers_l0 : (n, 2), level-0 px
+
+        Returns
+        -------
+        (n, as many as `embedding`)
+        """
+        mapped = self.metric.apply(embeddings)
+        return mapped if self.own_section is None else self.own_section.join(mapped, centers_l0)
+
     @property
     def n_refs(self) -> int:
         """Number of references."""
@@ -282,6 +301,8 @@ def hash_parts(bank: Bank, version: int = BANK_FORMAT_VERSION) -> dict[str, str]
         parts["origins"] = hash_json([list(bank.origins), hash_arrays(measured)])
     if bank.stain is not None:
         parts["stain"] = hash_arrays(bank.stain.directions, bank.stain.amounts)
+    if bank.own_section is not None:
+        parts[OWN_SECTION] = hash_json(bank.own_section.to_mapping())
     return parts
 
 
@@ -350,6 +371,9 @@ def _read(path: Path, file: h5py.File, version: int, held_bytes: int | None) -> 
     stain = None
     if settings.stain != "none":
         stain = Stain(h5ad.read_array(uns, "stain_directions"), h5ad.read_array(uns, "stain_amounts"))
+    own = None
+    if version > _ONE_MODEL and OWN_SECTION in uns:
+        own = OwnSection.from_mapping(h5ad.read_scalars(uns[OWN_SECTION]))
     bank = Bank(
         path=path,
         settings=settings,
@@ -373,6 +397,7 @@ def _read(path: Path, file: h5py.File, version: int, held_bytes: int | None) -> 
         hashes={key: str(value) for key, value in h5ad.read_scalars(uns["hashes"]).items()},
         gene_ids=tuple(h5ad.read_strings(var, GENE_IDS)) if GENE_IDS in var.attrs["column-order"] else None,
         origins=origins,
+        own_section=own,
     )
     for part, found in hash_parts(bank, version).items():
         compare_hashes(path, part, bank.hashes.get(part, "none"), found)

@@ -21,8 +21,8 @@ def summarize_bank(bank: Bank) -> dict[str, Any]:
     -------
     `file`, `settings` (as hashed), `n_references`, `n_genes`, `stored_fraction` (of values that are not 0),
     `has_gene_ids`, `sections` (a list of name, patient and number of references), `origins` (of a merged
-    bank, a list of name and numbers of references and genes), `mean_cv_pearson` (None where no gene has one)
-    and `hashes`
+    bank, a list of name and numbers of references and genes), `mean_cv_pearson` (None where no gene has one),
+    `own_section` (None of a bank that is of any slide) and `hashes`
     """
     return {
         "file": bank.path.name,
@@ -40,6 +40,7 @@ def summarize_bank(bank: Bank) -> dict[str, Any]:
             for name, n_refs, n_genes in bank.origin_sizes()
         ],
         "mean_cv_pearson": _mean_accuracy(bank),
+        "own_section": None if bank.own_section is None else bank.own_section.to_mapping(),
         "hashes": dict(sorted(bank.hashes.items())),
     }
 

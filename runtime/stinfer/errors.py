@@ -11,6 +11,7 @@ library user catches the class, or the builtin it also is::
     │   ├── SlideTooLargeError         (ValueError)
     │   ├── ScaleUnknownError          (ValueError)   no µm per pixel
     │   ├── ScaleImpossibleError       (ValueError)   µm per pixel outside 0.05 to 20
+    │   ├── SlideForeignError          (ValueError)   not the section that the bank is of
     │   └── NoTissueError              (ValueError)
     ├── TissueMaskError                (ValueError)   the user's own tissue mask
     ├── SpotsError                     the spots file
@@ -135,6 +136,18 @@ class ScaleImpossibleError(SlideError, ValueError):
             f"{source} gives {shown} µm per pixel{why}, "
             f"outside the {minimum_um:g} to {maximum_um:g} of slide scans",
             "give the true value with --mpp, for example --mpp 0.5 for a 20x scan, 0.25 for 40x",
+        )
+
+
+class SlideForeignError(SlideError, ValueError):
+    """The bank predicts its own section alone, and this is another."""
+
+    def __init__(self, path: Path, bank: Path, section: str, found: str, expected: str) -> None:
+        found = f"SHA-256 {found[:12]}…" if found else "a folder"
+        super().__init__(
+            f"slide {path} is not the image of section {section}, whose places bank {bank} compares: it is "
+            f"{found}, expected SHA-256 {expected[:12]}…",
+            "give the very file that the bank was built with, or a bank built without --own-section",
         )
 
 

@@ -34,6 +34,7 @@ def describe_bank(bank: Bank) -> str:
     )
     sides = ", ".join(f"{side:g}" for side in s.fov_um)
     how = {"patch": f"a patch of {s.patch_px} px", "map": f"{s.window} windows of a feature map"}[s.pooling]
+    n_numbers = bank.metric.components.shape[-1]
     lines = {
         "bank": bank.path.name,
         "data set": f"{s.dataset}, patients {len(set(bank.patients))}, sections {len(counts)}",
@@ -46,7 +47,8 @@ def describe_bank(bank: Bank) -> str:
         "models": "inside the bank"
         if bank.holds_models
         else "left out: put " + ", ".join(f"{name}.onnx" for name in s.backbones) + " beside it",
-        "embedding": f"{bank.embedding.shape[1]} numbers ({s.pooling}), metric {s.metric}, {s.distance}",
+        **_describe_own_section(bank),
+        "embedding": f"{n_numbers} numbers ({s.pooling}), metric {s.metric}, {s.distance}",
         "field of view": f"{sides} µm, {how}, at {s.um_per_px:.3f} µm per pixel",
         "stain": {"none": "as it is", "macenko": "brought to that of the references"}[s.stain],
         "spots": f"{s.spot_diameter_um:g} µm wide, {s.pitch_um:g} µm apart",
@@ -71,6 +73,16 @@ def _describe_join(bank: Bank) -> str:
 def _describe_origins(bank: Bank) -> Iterator[str]:
     for name, n_refs, n_genes in bank.origin_sizes():
         yield f"{name} ({n_refs} references, {n_genes} genes)"
+
+
+def _describe_own_section(bank: Bank) -> dict[str, str]:
+    own = bank.own_section
+    if own is None:
+        return {}
+    return {
+        "own section": f"predicts {bank.sections[0]} alone, the image of SHA-256 {own.slide_sha256}",
+        "place": f"counts {own.place_weight:g} times what appearance counts, {own.weight_per_um:.3g} per µm",
+    }
 
 
 def _describe_models(bank: Bank) -> Iterator[str]:

@@ -81,12 +81,12 @@ class OpenBank:
         settings = self.bank.settings
         return OriginSearch(self.bank.embedding, coverage.origin_of, coverage.n_origins, settings.distance)
 
-    def find(self, embedding: F32, k: int, weighting: Weighting, *, by_origin: bool) -> tuple[Neighbors, F32]:
+    def find(self, queries: F32, k: int, weighting: Weighting, *, by_origin: bool) -> tuple[Neighbors, F32]:
         """Find what predicts some spots.
 
         Parameters
         ----------
-        embedding : (n, dim), before the metric
+        queries : (n, dim), what references are compared by; see `Bank.comparable`
         k, weighting : of the run
         by_origin : find the nearest of each origin too
 
@@ -96,7 +96,6 @@ class OpenBank:
         distance : (n,), see `domain_distance`
         """
         settings = self.bank.settings
-        queries = self.bank.metric.apply(embedding)
         near, found = self.searcher.query(queries, max(k, settings.domain_k))
         weights = neighbor_weights(near[:, :k], weighting, settings.temperature)
         nearest = None

@@ -267,7 +267,7 @@ def predict_slide(
         # Another run may have ended since.
         _refuse_existing(outputs, kept_path, overwrite=overwrite)
         with stage("open"), timed(clock, "open"):
-            subject = stack.enter_context(open_subject(slide, mpp, tissue_mask))
+            subject = stack.enter_context(open_subject(slide, mpp, tissue_mask, opened_bank))
         is_map_file = isinstance(subject.source, MapFile)
         fingerprint = slide_fingerprint(subject.path, None if is_map_file else subject.sha256)
         if names is not None and alias is not None:
@@ -322,7 +322,8 @@ def predict_slide(
             distance = np.empty(len(places.names), dtype=np.float32)
             for some, embedding in gathered(embeddings, searcher.queries_at_once):
                 with timed(clock, "search"):
-                    found, distance[some] = opened.find(embedding, k, weighting, by_origin=n_origins > 0)
+                    queries = opened_bank.comparable(embedding, places.centers_l0[some])
+                    found, distance[some] = opened.find(queries, k, weighting, by_origin=n_origins > 0)
                     neighbors.write(some, found)
             counts["n_spots"] = len(places.names)
         columns = domain_columns(distance, opened_bank, notices)

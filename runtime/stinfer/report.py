@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from stinfer.bank import Bank
+from stinfer.bank import OWN_SECTION, Bank
 from stinfer.contract import F32, I64, PREDICTION_FORMAT_VERSION, AnyArray
 from stinfer.encoder_stack import EncoderStack
 from stinfer.files import sha256_file
@@ -24,6 +24,7 @@ from stinfer.predict import confidence_from_distance
 from stinfer.prediction import Intervals, PredictionTable, SlideImage, iter_expression
 from stinfer.preview import draw_preview
 from stinfer.record import Notices, plain_name, software_versions
+from stinfer.slide_scale import BY_USER
 from stinfer.subject import Subject
 
 UNIT = "log1p CP10K"
@@ -50,9 +51,10 @@ def notice_guesses(
     if slide.said_mpp is not None and any(
         abs(said / used - 1) > MPP_TOLERANCE for said, used in zip(slide.said_mpp, slide.mpp, strict=True)
     ):
+        whose = "--mpp" if slide.mpp_source == BY_USER else "the bank's"
         notices.add(
-            f"the slide says {shown_mpp(slide.said_mpp)} µm per pixel; --mpp {shown_mpp(slide.mpp)} is used "
-            "instead"
+            f"the slide says {shown_mpp(slide.said_mpp)} µm per pixel; {whose} {shown_mpp(slide.mpp)} is "
+            "used instead"
         )
     wanted_um = settings.um_per_px
     if max(slide.mpp) > 1.5 * wanted_um:
@@ -259,6 +261,7 @@ def run_record(
             **({} if opened.signed_by is None else {"signed_by": opened.signed_by}),
             "n_references": bank.n_refs,
             **bank.settings.to_uns(bank.format_version),
+            **({} if bank.own_section is None else {OWN_SECTION: bank.own_section.to_mapping()}),
         },
         "run": arguments,
         "places": places.record,

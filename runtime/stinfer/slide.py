@@ -152,7 +152,11 @@ class Slide:
 
 
 def open_slide(
-    path: str | Path, mpp: float | tuple[float, float] | None = None, *, mpp_max_um: float = MPP_MAX_UM
+    path: str | Path,
+    mpp: float | tuple[float, float] | None = None,
+    *,
+    mpp_max_um: float = MPP_MAX_UM,
+    given_by: str = BY_USER,
 ) -> Slide:
     """Open a slide and settle its scale.
 
@@ -161,6 +165,7 @@ def open_slide(
     path : anything OpenSlide reads, a folder of a DICOM slide, or a JPEG, PNG or TIFF image
     mpp : µm per level-0 pixel, or those of x and y; overrides what the file says
     mpp_max_um : the coarsest that `mpp` may be; the pictures of Space Ranger are coarser than any scan
+    given_by : where `mpp` comes from, for the record
 
     Raises
     ------
@@ -192,7 +197,7 @@ def open_slide(
             # A print resolution, as 72 dpi, says nothing that could be contradicted.
             said = found if found is not None and is_possible(found) else None
             return Slide(
-                path, opened.source, given, BY_USER, opened.reader, said_mpp=said, remarks=opened.remarks
+                path, opened.source, given, given_by, opened.reader, said_mpp=said, remarks=opened.remarks
             )
         if found is None:
             raise ScaleUnknownError(path, opened.magnification)

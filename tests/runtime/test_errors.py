@@ -18,6 +18,7 @@ EXAMPLES = [
     errors.SlideTooLargeError(PATH, 60_000, 50_000, 500_000_000),
     errors.ScaleUnknownError(PATH),
     errors.ScaleImpossibleError("file.svs", (352.8, 352.8), 0.05, 20.0),
+    errors.SlideForeignError(PATH, Path("bank.h5"), "C5", "0" * 64, "1" * 64),
     errors.NoTissueError(PATH, "nothing is stained"),
     errors.TissueMaskError(PATH, "it is empty"),
     errors.SpotsFormatError(PATH, "it is empty"),
