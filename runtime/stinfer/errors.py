@@ -44,6 +44,7 @@ library user catches the class, or the builtin it also is::
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -438,7 +439,9 @@ class ExtraMissingError(StInferError, ImportError):
     """A part of the program that was not installed is needed."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
+        # A bundle has no pip, and takes in nothing.
+        is_frozen = getattr(sys, "frozen", False)
         super().__init__(
             f"{purpose} needs the package {package}, which is not installed",
-            f"pip install 'stinfer[{extra}]'",
+            f"use a bundle that was made with {package}" if is_frozen else f"pip install 'stinfer[{extra}]'",
         )
