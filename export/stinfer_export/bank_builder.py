@@ -6,9 +6,11 @@ References are embedded by the runtime's own code and ONNX files, as a query wil
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
-from stinfer.contract import ModelCard
+from stinfer.contract import MPP_MAX_UM, MPP_MIN_UM, ModelCard
 from stinfer.embed import FieldOfView
 from stinfer.encoder import Device, Encoder
 from stinfer.encoder_stack import EncoderStack, Member
@@ -17,15 +19,18 @@ from stinfer.feature_map import Progress
 from stinfer.files import refuse_existing, refuse_same_file
 from stinfer.record import Notices
 from stinfer.slide import open_slide
+from stinfer.slide_scale import is_possible
 from stinfer.stain import Stain, mean_stain
 from stinfer.stained_slide import slide_stain
 from stinfer.tissue import find_tissue
+from stinfer_export.bank_fit import BankFit, fit_bank, refuse_several_sections
 from stinfer_export.bank_packing import BankSummary, EncodedSections, pack_bank
 from stinfer_export.bank_plan import BankPlan, choose_view
 from stinfer_export.datasets.section import Section
 from stinfer_export.joining import join_parts
 from stinfer_export.registry import STAIN_TEXTURE
 from stinfer_export.section_encoding import encode_section
+from stinfer_export.stain_choice import Stains, choose_stain, cross_validated, refuse_one_section
 
 # Cells of another backbone lie on the same map as those of `stain_texture` if they are as large.
 _TEXTURE_STRIDE_PX = 32
@@ -63,11 +68,21 @@ def build_bank(
     refuse_same_file(model_paths, [out])
     refuse_existing(out, overwrite=overwrite)
     notices = Notices()
-    encoded = encode_sections(
-        sections, plan, model_paths, notices, device=device, threads=threads, batch_size=batch_size,
-        progress=progress,
-    )  # fmt: skip
-    return pack_bank(encoded, plan, out, notices)
+    if plan.stain == "auto":
+        sections = list(sections)
+        refuse_one_section(plan.stain, len(sections))
+
+    def attempt(stain: Stains) -> tuple[EncodedSections, BankFit]:
+        encoded = encode_sections(
+            sections, replace(plan, stain=stain), model_paths, notices, device=device, threads=threads,
+            batch_size=batch_size, progress=progress,
+        )  # fmt: skip
+        return encoded, fit_bank(encoded.joined, encoded.layout, plan, notices)
+
+    encoded, fit = choose_stain(
+        plan.stain, attempt, lambda made: cross_validated(made[1], made[0].joined), notices
+    )
+    return pack_bank(encoded, fit, plan, out, notices)
 
 
 def encode_sections(
@@ -93,6 +108,10 @@ def encode_sections(
     StInferError
         Of the sections, the slides, the models or the settings.
     """
+    if plan.own_section:
+        sections = list(islice(sections, 2))
+        refuse_several_sections(len(sections))
+        _refuse_unknown_again(sections)
     members, models, view = open_models(plan, model_paths, notices, device=device, threads=threads)
     encoders = EncoderStack(members, view.pooling)
     stain = None
@@ -109,6 +128,24 @@ def encode_sections(
         raise SettingError(what, "allow more of a patch to lie outside with --max-outside")
     joined = join_parts(parts, plan.gene_join, notices)
     return EncodedSections(joined, encoders, models, view, stain)
+
+
+def _refuse_unknown_again(sections: Sequence[Section]) -> None:
+    """Refuse an image that a run could not know again, or not open.
+
+    Raises
+    ------
+    SettingError
+        It is a folder of files, which have no one hash; or a picture coarser than a slide may be.
+    """
+    for section in sections:
+        image = f"--own-section: the image of section {section.name}, {section.image_path},"
+        if section.image_path.is_dir():
+            what = f"{image} is a folder"
+            raise SettingError(what, "give one file, by whose hash a run knows it again")
+        if not is_possible((section.mpp, section.mpp)):
+            what = f"{image} has {section.mpp:.3g} µm per pixel; slides have {MPP_MIN_UM} to {MPP_MAX_UM:g}"
+            raise SettingError(what, "give the full-resolution image")
 
 
 def open_models(

@@ -1,4 +1,4 @@
-"""From embedded sections to a bank: fit, calibrate, index and write."""
+"""From embedded sections and what was fitted to them to a bank: index and write."""
 
 from __future__ import annotations
 
@@ -14,16 +14,19 @@ from stinfer.bank_settings import BankSettings
 from stinfer.contract import I64
 from stinfer.embed import FieldOfView
 from stinfer.encoder_stack import EncoderStack
+from stinfer.files import sha256_file
 from stinfer.neighbors import annoy_installed
+from stinfer.own_section import OwnSection
 from stinfer.raw_embedding import RawEmbedding
 from stinfer.record import Notices, software_versions
 from stinfer.stain import Stain
 from stinfer_export import annoy_index
-from stinfer_export.bank_fit import BankFit, Layout, fit_bank
+from stinfer_export.bank_fit import BankFit, Layout
 from stinfer_export.bank_plan import BankPlan
 from stinfer_export.bank_writer import write_bank
 from stinfer_export.gene_ids import join_gene_ids
 from stinfer_export.joining import JoinedParts, gene_presence
+from stinfer_export.section_encoding import Part
 
 
 @dataclass(frozen=True)
@@ -85,13 +88,19 @@ class Merged:
 
 
 def pack_bank(
-    encoded: EncodedSections, plan: BankPlan, out: Path, notices: Notices, merged: Merged | None = None
+    encoded: EncodedSections,
+    fit: BankFit,
+    plan: BankPlan,
+    out: Path,
+    notices: Notices,
+    merged: Merged | None = None,
 ) -> BankSummary:
-    """Fit, calibrate, index and write a bank of sections that are embedded.
+    """Index and write a bank of sections that are embedded.
 
     Parameters
     ----------
     encoded : the sections
+    fit : what was fitted to them
     plan : how to make it
     out : the bank to write
     notices : of what became of the sections; told what could not be done, and kept in the bank
@@ -99,12 +108,9 @@ def pack_bank(
 
     Raises
     ------
-    SettingError
-        The plan cannot be had.
     OutputWriteError
         The disk is full, or the folder cannot be written.
     """
-    fit = fit_bank(encoded.joined, encoded.layout, plan, notices)
     index = None
     if annoy_installed():
         index = annoy_index.build_index(fit.embedding, fit.distance, fit.k)
@@ -148,7 +154,7 @@ def _bank(
             models_sha256=tuple(member.encoder.sha256 for member in members),
             orientations=tuple(member.orientations for member in members),
             reductions=tuple(member.reduction for member in members),
-            stain=plan.stain,
+            stain="none" if encoded.stain is None else "macenko",
             pooling=view.pooling,
             fov_um=view.sides_um,
             window=view.window,
@@ -197,4 +203,11 @@ def _bank(
         hashes={},
         gene_ids=gene_ids,
         origins=None if merged is None else merged.origins,
+        own_section=_own_section(parts[0], fit),
     )
+
+
+def _own_section(part: Part, fit: BankFit) -> OwnSection | None:
+    if fit.place_weight is None or fit.weight_per_um is None:
+        return None
+    return OwnSection(sha256_file(part.image_path), part.mpp, part.mpp, fit.place_weight, fit.weight_per_um)

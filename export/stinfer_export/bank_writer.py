@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from stinfer import h5ad
-from stinfer.bank import ANNOY, GENE_IDS, MEASURED, RAW, Bank, hash_parts, model_names
+from stinfer.bank import GENE_IDS, MEASURED, OWN_SECTION, RAW, Bank, hash_parts, model_names
+from stinfer.bank_parts import ANNOY
 from stinfer.contract import F64
 from stinfer.integrity import hash_arrays
 from stinfer.raw_embedding import RawEmbedding
@@ -60,6 +61,7 @@ def write_bank(
         "metric_components": bank.metric.components,
         **{f"projection_{i}": p for i, p in enumerate(bank.projections) if p is not None},
         **({} if bank.stain is None else _stain(bank.stain)),
+        **({} if bank.own_section is None else {OWN_SECTION: bank.own_section.to_mapping()}),
         "distance_quantiles": bank.distance_quantiles,
         "raw_middle": raw.middle,
         "raw_step": raw.step,
@@ -71,7 +73,9 @@ def write_bank(
     }
     with h5ad.new_file(bank.path) as new:
         file = new.root
-        h5ad.write_csr(file, "X", sparse.data, sparse.indices, sparse.indptr, (bank.n_refs, sparse.n_columns))
+        h5ad.write_csr(
+            file, "X", sparse.data[:], sparse.indices[:], sparse.indptr, (bank.n_refs, sparse.n_columns)
+        )
         texts = {"section": bank.sections, "patient": bank.patients}
         if bank.origins is not None and sparse.coverage is not None:
             texts["origin"] = bank.origins
@@ -80,7 +84,7 @@ def write_bank(
         ids = {} if bank.gene_ids is None else {GENE_IDS: bank.gene_ids}
         h5ad.write_table(file, "var", bank.genes, bank.gene_columns, texts=ids)
         h5ad.write_array(file["obsm"], "spatial", bank.spatial)
-        h5ad.write_array(file["obsm"], "embedding", bank.embedding)
+        h5ad.write_array(file["obsm"], "embedding", bank.embedding[:])
         h5ad.write_array(file["obsm"], RAW, raw.codes)
         h5ad.write_mapping(file["uns"], "stinfer", uns)
 

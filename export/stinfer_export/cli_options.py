@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from stinfer.cli import FiniteRange, P, R, split_names
+from stinfer.cli_tools import FiniteRange, P, R, split_names
 
 FILE = click.Path(path_type=Path)
 _SIDE_UM = FiniteRange(min=1, max=10_000)
@@ -92,10 +92,11 @@ _PLAN_OPTIONS = (
     ),
     click.option(
         "--stain",
-        type=click.Choice(["none", "macenko"]),
+        type=click.Choice(["none", "macenko", "auto"]),
         default="none",
         show_default=True,
-        help="macenko: bring every slide's stains to those of the references before it is encoded.",
+        help="macenko: bring every slide's stains to those of the references before it is encoded; auto: "
+        "where that predicts held-out sections better, which takes twice the time.",
     ),
     click.option(
         "--pooling",
@@ -140,6 +141,16 @@ def plan_options(command: Callable[P, R]) -> Callable[P, R]:
     for option in reversed(_PLAN_OPTIONS):
         command = option(command)
     return command
+
+
+visium_images = click.option(
+    "--image",
+    "images",
+    type=FILE,
+    multiple=True,
+    required=True,
+    help="The full-resolution image that Space Ranger was given; once for each of OUTS, in their order.",
+)
 
 
 def fit_options(command: Callable[P, R]) -> Callable[P, R]:

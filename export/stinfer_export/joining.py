@@ -65,7 +65,7 @@ def gene_presence(joined: JoinedParts) -> dict[str, AnyArray]:
     n_genes, n_spots = len(joined.genes), len(joined.embeddings)
     coverage = joined.expression.coverage
     n_measuring = n_spots if coverage is None else coverage.n_measuring()
-    detected = np.bincount(joined.expression.indices, minlength=n_genes) / n_measuring
+    detected = np.bincount(joined.expression.indices[:], minlength=n_genes) / n_measuring
     return {
         "detected_fraction": detected.astype(np.float32),
         "n_sections": np.asarray(
@@ -125,11 +125,11 @@ def stack(parts: Sequence[Part], genes: Sequence[str]) -> Sparse:
     data, indices, lengths = [], [], []
     for part in parts:
         renamed = np.asarray([column_of.get(gene, -1) for gene in part.genes], dtype=np.int64)
-        columns = renamed[part.expression.indices]
+        columns = renamed[part.expression.indices[:]]
         rows = np.repeat(np.arange(len(part.spots)), np.diff(part.expression.indptr))
         order = np.lexsort((columns, rows))
         order = order[columns[order] >= 0]
-        data.append(part.expression.data[order])
+        data.append(part.expression.data[:][order])
         indices.append(columns[order].astype(np.int32))
         lengths.append(np.bincount(rows[order], minlength=len(part.spots)))
     indptr = np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64)

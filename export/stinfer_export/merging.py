@@ -40,6 +40,7 @@ from stinfer.neighbors import Distance
 from stinfer.predict import Weighting
 from stinfer.record import Notices, plain_name
 from stinfer.sparse import Sparse
+from stinfer_export.bank_fit import fit_bank
 from stinfer_export.bank_packing import BankSummary, EncodedSections, Merged, pack_bank
 from stinfer_export.bank_plan import BankPlan, MetricKind
 from stinfer_export.errors import BankMergeError
@@ -171,12 +172,16 @@ def merge_banks(
     position = {gene: i for i, gene in enumerate(matched.genes)}
     for bank, names in zip(banks, matched.names, strict=True):
         n_sections[[position[name] for name in names]] += bank.gene_columns["n_sections"]
-    return pack_bank(encoded, plan, out, notices, Merged(origins, records, n_sections))
+    fit = fit_bank(encoded.joined, encoded.layout, plan, notices)
+    return pack_bank(encoded, fit, plan, out, notices, Merged(origins, records, n_sections))
 
 
 def _refuse_other_encoding(a: Bank, b: Bank) -> None:
     """Refuse banks whose embeddings are not of the same kind."""
     left, right = a.settings, b.settings
+    if a.own_section is not None or b.own_section is not None:
+        cause = "one of them compares places on its own section, which another section does not have"
+        raise BankMergeError(a.path, b.path, cause, "build it again without --own-section")
     for name in _SAME:
         values = getattr(left, name), getattr(right, name)
         if values[0] != values[1]:
@@ -265,6 +270,9 @@ def _join(
                 Part(
                     name=name,
                     patient=bank.patients[rows[0]],
+                    # No image is needed: embeddings and counts are all that is taken from a section.
+                    image_path=Path(str(sources.get(section, {}).get("image", ""))),
+                    mpp=float(sources.get(section, {}).get("mpp_um", np.nan)),
                     spots=tuple(bank.spots[row].removeprefix(f"{section}_") for row in rows),
                     centers_l0=bank.spatial[rows],
                     array=np.column_stack([bank.spot_columns[c][rows] for c in ("array_col", "array_row")]),
@@ -357,10 +365,10 @@ def _share_of_counts(expression: Sparse) -> F32:
     if coverage is not None:
         everywhere = np.asarray(coverage.measured.all(axis=0))
     rows = np.repeat(np.arange(len(expression.indptr) - 1), np.diff(expression.indptr))
-    counts = np.expm1(expression.data.astype(np.float64))
+    counts = np.expm1(expression.data[:].astype(np.float64))
     n_rows = len(expression.indptr) - 1
     total = np.bincount(rows, weights=counts, minlength=n_rows)
-    shared = np.bincount(rows, weights=counts * everywhere[expression.indices], minlength=n_rows)
+    shared = np.bincount(rows, weights=counts * everywhere[expression.indices[:]], minlength=n_rows)
     return np.asarray(shared / np.where(total > 0, total, 1.0), dtype=np.float32)
 
 

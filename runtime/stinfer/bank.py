@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 
 from stinfer import h5ad
+from stinfer.bank_parts import ANNOY, compare_hashes, hash_blob, part_of, read_blob
 from stinfer.bank_settings import BankSettings
 from stinfer.bank_shapes import check_shapes
 from stinfer.contract import BANK_FORMAT_VERSION, F32, F64, I64, MERGED_BANK_VERSION, AnyArray
@@ -30,14 +31,16 @@ from stinfer.errors import (
 from stinfer.files import is_file, sha256_file
 from stinfer.integrity import hash_arrays, hash_json
 from stinfer.metric import AffineMetric
+from stinfer.own_section import OwnSection
 from stinfer.raw_embedding import RawEmbedding
 from stinfer.sparse import Sparse
 from stinfer.stain import Stain
+from stinfer.stored_array import StoredArray
 
-ANNOY = "annoy"
 RAW = "raw_embedding"
 # Which genes each origin measures.
 MEASURED = "measured"
+OWN_SECTION = "own_section"
 # HDF5, h5py and numpy speak of damage in all of these; whichever it is, the file is no whole bank.
 DAMAGE = (
     OSError,
@@ -50,6 +53,7 @@ DAMAGE = (
     OverflowError,
     MemoryError,
 )
+_EVERYTHING = 1 << 62
 # The last version that had one model.
 _ONE_MODEL = 2
 # The one column of `var` that is text; scanpy calls it so too.
@@ -71,7 +75,7 @@ class Bank:
     spot_columns : further numbers of `obs`, each (n_refs,)
     spatial : (n_refs, 2), level-0 px of the section's image
     expression : (n_refs, n_genes), log1p CP10K
-    embedding : (n_refs, n), after the metric
+    embedding : (n_refs, n), after the metric, and behind it the places of a bank of its own section
     metric : the affine map
     projections : for each model, (channels, n) linear map of its cells, or patches, before the metric; None
         where there is none
@@ -80,6 +84,7 @@ class Bank:
     hashes : SHA-256 of each part
     gene_ids : n_genes Ensembl IDs, empty where one is not known; None where the bank has none
     origins : of each reference, the bank that was merged into this one; None where it was built of sections
+    own_section : of a bank that predicts between its own spots; None of all others
     """
 
     path: Path
@@ -92,7 +97,7 @@ class Bank:
     spot_columns: dict[str, AnyArray]
     spatial: F64
     expression: Sparse
-    embedding: F32
+    embedding: F32 | StoredArray
     metric: AffineMetric
     projections: tuple[F32 | None, ...]
     stain: Stain | None
@@ -100,10 +105,17 @@ class Bank:
     hashes: dict[str, str]
     gene_ids: tuple[str, ...] | None = None
     origins: tuple[str, ...] | None = None
+    own_section: OwnSection | None = None
 
     @classmethod
-    def open(cls, path: str | Path) -> Bank:
+    def open(cls, path: str | Path, held_bytes: int | None = None) -> Bank:
         """Read a bank and check every part against its hash.
+
+        Parameters
+        ----------
+        path : the bank
+        held_bytes : expression and embeddings that are larger, each, stay in the file, and are read from
+            there as they are needed; None to hold everything
 
         Raises
         ------
@@ -118,13 +130,15 @@ class Bank:
         try:
             with h5py.File(path, "r") as file:
                 h5ad.refuse_links(file)
-                bank = _read(path, file, _check_version(path, file))
+                bank = _read(path, file, _check_version(path, file), held_bytes)
                 for name in (*model_names(bank.settings, _version(file)), ANNOY):
-                    found = _hash_bytes(_blob(file, name)) if name in file["uns/stinfer"] else "none"
-                    _compare(path, name, bank.hashes.get(name, "none"), found)
+                    found = hash_blob(file, name) if name in file["uns/stinfer"] else "none"
+                    compare_hashes(path, name, bank.hashes.get(name, "none"), found)
             check_shapes(bank)
         except BankError:
             raise
+        except h5ad.UnreadableError as error:
+            raise BankAlteredError(path, part_of(error.name), str(error)) from error
         except DAMAGE as error:
             raise BankFormatError(
                 path, f"it is cut short, damaged or no bank ({first_line(error)})"
@@ -148,7 +162,7 @@ class Bank:
                 names, self.settings.backbones, self.settings.models_sha256, strict=True
             ):
                 if name in file["uns/stinfer"]:
-                    found.append(_blob(file, name))
+                    found.append(read_blob(file, name))
                 else:
                     found.append(self._model_beside(backbone, sha256))
         return found
@@ -168,10 +182,27 @@ class Bank:
         """Whether the bank is enough to predict."""
         return any(name.startswith("model") for name in self.hashes)
 
-    def annoy_index(self) -> bytes | None:
-        """Return the Annoy index as it was saved, or None where the bank has none."""
-        with h5py.File(self.path, "r") as file:
-            return _blob(file, ANNOY) if ANNOY in file["uns/stinfer"] else None
+    def annoy_index(self, target: Path) -> bool:
+        """Write the Annoy index into a file, as it was saved.
+
+        Returns
+        -------
+        whether the bank has one; else no file is written
+
+        Raises
+        ------
+        BankAlteredError
+            It is not what it was when the bank was opened.
+        """
+        if ANNOY not in self.hashes:
+            return False
+        digest = hashlib.sha256()
+        with h5py.File(self.path, "r") as file, target.open("wb") as copy:
+            for block in h5ad.iter_bytes(file["uns/stinfer"], ANNOY):
+                copy.write(block.data)
+                digest.update(block.data)
+        compare_hashes(self.path, ANNOY, self.hashes[ANNOY], digest.hexdigest())
+        return True
 
     def raw_embedding(self) -> RawEmbedding | None:
         """Return the embeddings before the metric, or None where the bank has none.
@@ -188,7 +219,7 @@ class Bank:
             codes, middle, step = (
                 h5ad.read_array(file["obsm"], RAW), *(h5ad.read_array(file["uns/stinfer"], n) for n in names)
             )  # fmt: skip
-        _compare(self.path, RAW, self.hashes.get(RAW, "none"), hash_arrays(codes, middle, step))
+        compare_hashes(self.path, RAW, self.hashes.get(RAW, "none"), hash_arrays(codes, middle, step))
         fits = codes.ndim == 2 and len(codes) == self.n_refs and middle.shape == step.shape == codes.shape[1:]
         if not fits or [a.dtype for a in (codes, middle, step)] != [np.int16, np.float32, np.float32]:
             cause = "its raw embeddings do not fit its spots"
@@ -213,6 +244,21 @@ class Bank:
         n_refs = np.bincount(coverage.origin_of, minlength=coverage.n_origins).tolist()
         n_genes = coverage.measured.sum(axis=1).tolist()
         return list(zip(self.origin_names, n_refs, n_genes, strict=True))
+
+    def comparable(self, embeddings: F32, centers_l0: F64) -> F32:
+        """Bring places to what references are compared by.
+
+        Parameters
+        ----------
+        embeddings : (n, dim), as the encoders give them
+        centers_l0 : (n, 2), level-0 px
+
+        Returns
+        -------
+        (n, as many as `embedding`)
+        """
+        mapped = self.metric.apply(embeddings)
+        return mapped if self.own_section is None else self.own_section.join(mapped, centers_l0)
 
     @property
     def n_refs(self) -> int:
@@ -255,6 +301,8 @@ def hash_parts(bank: Bank, version: int = BANK_FORMAT_VERSION) -> dict[str, str]
         parts["origins"] = hash_json([list(bank.origins), hash_arrays(measured)])
     if bank.stain is not None:
         parts["stain"] = hash_arrays(bank.stain.directions, bank.stain.amounts)
+    if bank.own_section is not None:
+        parts[OWN_SECTION] = hash_json(bank.own_section.to_mapping())
     return parts
 
 
@@ -298,7 +346,7 @@ def _read_projections(uns: h5py.Group, settings: BankSettings, version: int) -> 
     return tuple(h5ad.read_array(uns, name) if name in uns else None for name in names)
 
 
-def _read(path: Path, file: h5py.File, version: int) -> Bank:
+def _read(path: Path, file: h5py.File, version: int, held_bytes: int | None) -> Bank:
     uns = file["uns/stinfer"]
     var, obs, x = file["var"], file["obs"], file["X"]
     if x.attrs["encoding-type"] != "csr_matrix":
@@ -311,9 +359,10 @@ def _read(path: Path, file: h5py.File, version: int) -> Bank:
         origins = tuple(h5ad.read_categories(obs, "origin"))
         codes = np.unique(np.asarray(origins), return_inverse=True)[1].astype(np.int64)
         coverage = Coverage(codes, np.ascontiguousarray(h5ad.read_array(file["varm"], MEASURED).T))
+    held_bytes = _EVERYTHING if held_bytes is None else held_bytes
     sparse = Sparse(
-        h5ad.read_array(x, "data"),
-        h5ad.read_array(x, "indices"),
+        h5ad.open_array(x, "data", held_bytes),
+        h5ad.open_array(x, "indices", held_bytes),
         h5ad.read_array(x, "indptr"),
         int(x.attrs["shape"][1]),
         coverage,
@@ -322,6 +371,9 @@ def _read(path: Path, file: h5py.File, version: int) -> Bank:
     stain = None
     if settings.stain != "none":
         stain = Stain(h5ad.read_array(uns, "stain_directions"), h5ad.read_array(uns, "stain_amounts"))
+    own = None
+    if version > _ONE_MODEL and OWN_SECTION in uns:
+        own = OwnSection.from_mapping(h5ad.read_scalars(uns[OWN_SECTION]))
     bank = Bank(
         path=path,
         settings=settings,
@@ -337,7 +389,7 @@ def _read(path: Path, file: h5py.File, version: int) -> Bank:
         },
         spatial=h5ad.read_array(file["obsm"], "spatial"),
         expression=sparse,
-        embedding=h5ad.read_array(file["obsm"], "embedding"),
+        embedding=h5ad.open_array(file["obsm"], "embedding", held_bytes),
         metric=AffineMetric(h5ad.read_array(uns, "metric_mean"), h5ad.read_array(uns, "metric_components")),
         projections=_read_projections(uns, settings, version),
         stain=stain,
@@ -345,21 +397,8 @@ def _read(path: Path, file: h5py.File, version: int) -> Bank:
         hashes={key: str(value) for key, value in h5ad.read_scalars(uns["hashes"]).items()},
         gene_ids=tuple(h5ad.read_strings(var, GENE_IDS)) if GENE_IDS in var.attrs["column-order"] else None,
         origins=origins,
+        own_section=own,
     )
     for part, found in hash_parts(bank, version).items():
-        _compare(path, part, bank.hashes.get(part, "none"), found)
+        compare_hashes(path, part, bank.hashes.get(part, "none"), found)
     return bank
-
-
-def _blob(file: h5py.File, name: str) -> bytes:
-    return bytes(h5ad.read_array(file["uns/stinfer"], name).astype(np.uint8).tobytes())
-
-
-def _hash_bytes(blob: bytes) -> str:
-    return hashlib.sha256(blob).hexdigest()
-
-
-def _compare(path: Path, part: str, written: str, found: str) -> None:
-    if written != found:
-        cause = f"SHA-256 {found[:12]}…, written was {written[:12]}…"
-        raise BankAlteredError(path, {ANNOY: "Annoy index", RAW: "raw embedding"}.get(part, part), cause)

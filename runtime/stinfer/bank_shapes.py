@@ -6,15 +6,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stinfer.contract import F32, AnyArray
+from stinfer.contract import AnyArray
 from stinfer.errors import BankFormatError
-from stinfer.metric import AffineMetric
+from stinfer.own_section import N_PLACE_COLUMNS
 from stinfer.stain import Stain
+from stinfer.stored_array import StoredArray, iter_blocks
 
 if TYPE_CHECKING:
     from stinfer.bank import Bank
 
 MAX_ORIGINS = 32
+# Looked at at once: what stays in the processor's cache.
+_CHECKED_BYTES = 1 << 20
 # Of a stain: how far from 1 its directions' lengths may be, the least sine between them, the largest amount.
 _UNIT_SLACK, _LEAST_APART, _MAX_AMOUNT = 1e-6, 1e-3, 1000.0
 
@@ -52,15 +55,21 @@ def check_shapes(bank: Bank) -> None:
             c.shape == (n_genes,) for c in bank.gene_columns.values()
         ),
         "its gene IDs do not fit its genes": bank.gene_ids is None or len(bank.gene_ids) == n_genes,
-        "its metric does not fit its embeddings": _fits(bank.metric, bank.embedding),
+        "its metric does not fit its embeddings": _metric_fits(bank),
         "its projections are no matrices": all(p is None or p.ndim == 2 for p in bank.projections),
         "its stain is none": _stain_fits(bank.stain),
         "its distance quantiles do not ascend": (
             bank.distance_quantiles.size > 1 and bool((np.diff(bank.distance_quantiles) >= 0).all())
         ),
         "k is larger than its number of references": bank.settings.k <= n_refs,
+        "it compares places, and of several sections or not by euclidean distance": (
+            bank.own_section is None
+            or (len(set(bank.sections)) == 1 and bank.settings.distance == "euclidean")
+        ),
         "it holds values that are not finite": all(
-            np.isfinite(values).all() for values in [*_floats(bank), bank.spatial]
+            np.isfinite(block).all()
+            for values in [*_floats(bank), bank.spatial]
+            for block in iter_blocks(values, _CHECKED_BYTES)
         ),
     }
     for cause, holds in checks.items():
@@ -80,8 +89,7 @@ def _check_coverage(bank: Bank) -> None:
     if measured.dtype != np.bool_ or measured.shape != (len(bank.origin_names), len(bank.genes)):
         cause = "what its origins measure does not fit its genes"
         raise BankFormatError(bank.path, cause)
-    rows = np.repeat(coverage.origin_of, np.diff(sparse.indptr))
-    if not measured.any(axis=0).all() or not measured[rows, sparse.indices].all():
+    if not measured.any(axis=0).all() or not sparse.is_covered():
         cause = "it has genes that no origin measures, or values of genes that their origin does not"
         raise BankFormatError(bank.path, cause)
 
@@ -95,7 +103,7 @@ def _types_fit(bank: Bank) -> bool:
     )
 
 
-def _floats(bank: Bank) -> list[AnyArray]:
+def _floats(bank: Bank) -> list[AnyArray | StoredArray]:
     return [
         bank.expression.data,
         *(bank.embedding, bank.metric.mean, bank.metric.components),
@@ -104,9 +112,10 @@ def _floats(bank: Bank) -> list[AnyArray]:
     ]
 
 
-def _fits(metric: AffineMetric, embedding: F32) -> bool:
-    mean, components = metric.mean, metric.components
-    return mean.ndim == 1 and len(components) == len(mean) and components.shape[-1] == embedding.shape[1]
+def _metric_fits(bank: Bank) -> bool:
+    mean, components = bank.metric.mean, bank.metric.components
+    n_columns = components.shape[-1] + (0 if bank.own_section is None else N_PLACE_COLUMNS)
+    return mean.ndim == 1 and len(components) == len(mean) and n_columns == bank.embedding.shape[1]
 
 
 def _stain_fits(stain: Stain | None) -> bool:

@@ -21,8 +21,8 @@ def summarize_bank(bank: Bank) -> dict[str, Any]:
     -------
     `file`, `settings` (as hashed), `n_references`, `n_genes`, `stored_fraction` (of values that are not 0),
     `has_gene_ids`, `sections` (a list of name, patient and number of references), `origins` (of a merged
-    bank, a list of name and numbers of references and genes), `mean_cv_pearson` (None where no gene has one)
-    and `hashes`
+    bank, a list of name and numbers of references and genes), `mean_cv_pearson` (None where no gene has one),
+    `own_section` (None of a bank that is of any slide) and `hashes`
     """
     return {
         "file": bank.path.name,
@@ -40,6 +40,7 @@ def summarize_bank(bank: Bank) -> dict[str, Any]:
             for name, n_refs, n_genes in bank.origin_sizes()
         ],
         "mean_cv_pearson": _mean_accuracy(bank),
+        "own_section": None if bank.own_section is None else bank.own_section.to_mapping(),
         "hashes": dict(sorted(bank.hashes.items())),
     }
 
@@ -108,7 +109,7 @@ def _diff_genes(a: Bank, b: Bank) -> Iterator[str]:
 def _how_far(part: str, a: Bank, b: Bank) -> str:
     """Say by how much a part's numbers differ, where they stand for the same."""
     if part == "embedding" and a.spots == b.spots and a.embedding.shape == b.embedding.shape:
-        return f", by {np.abs(a.embedding - b.embedding).max():.3g} at the most"
+        return f", by {np.abs(a.embedding[:] - b.embedding[:]).max():.3g} at the most"
     if part == "expression" and a.spots == b.spots and a.genes == b.genes:
         farthest = 0.0
         for first in range(0, len(a.genes), _GENES_AT_ONCE):

@@ -13,6 +13,8 @@ from stinfer.contract import I64
 from stinfer.embed import open_encoders
 from stinfer.errors import BankAlteredError
 from stinfer.neighbors import AnnoySearch, ExactSearch, annoy_installed, choose_search, recall
+from stinfer.signing import accepted_keys, verify_signature
+from stinfer.stored_array import take_rows
 
 _N_RECALL_QUERIES = 200
 # What an index of the recorded parameters may lose against the recall it was recorded with.
@@ -32,6 +34,7 @@ def describe_bank(bank: Bank) -> str:
     )
     sides = ", ".join(f"{side:g}" for side in s.fov_um)
     how = {"patch": f"a patch of {s.patch_px} px", "map": f"{s.window} windows of a feature map"}[s.pooling]
+    n_numbers = bank.metric.components.shape[-1]
     lines = {
         "bank": bank.path.name,
         "data set": f"{s.dataset}, patients {len(set(bank.patients))}, sections {len(counts)}",
@@ -44,7 +47,8 @@ def describe_bank(bank: Bank) -> str:
         "models": "inside the bank"
         if bank.holds_models
         else "left out: put " + ", ".join(f"{name}.onnx" for name in s.backbones) + " beside it",
-        "embedding": f"{bank.embedding.shape[1]} numbers ({s.pooling}), metric {s.metric}, {s.distance}",
+        **_describe_own_section(bank),
+        "embedding": f"{n_numbers} numbers ({s.pooling}), metric {s.metric}, {s.distance}",
         "field of view": f"{sides} µm, {how}, at {s.um_per_px:.3f} µm per pixel",
         "stain": {"none": "as it is", "macenko": "brought to that of the references"}[s.stain],
         "spots": f"{s.spot_diameter_um:g} µm wide, {s.pitch_um:g} µm apart",
@@ -71,6 +75,16 @@ def _describe_origins(bank: Bank) -> Iterator[str]:
         yield f"{name} ({n_refs} references, {n_genes} genes)"
 
 
+def _describe_own_section(bank: Bank) -> dict[str, str]:
+    own = bank.own_section
+    if own is None:
+        return {}
+    return {
+        "own section": f"predicts {bank.sections[0]} alone, the image of SHA-256 {own.slide_sha256}",
+        "place": f"counts {own.place_weight:g} times what appearance counts, {own.weight_per_um:.3g} per µm",
+    }
+
+
 def _describe_models(bank: Bank) -> Iterator[str]:
     s = bank.settings
     models = zip(s.backbones, s.models_sha256, s.orientations, s.reductions, strict=True)
@@ -80,8 +94,13 @@ def _describe_models(bank: Bank) -> Iterator[str]:
         yield f"{name}{seen}, SHA-256 {sha256}"
 
 
-def verify_bank(path: Path) -> Iterator[str]:
+def verify_bank(path: Path, key: Path | None = None) -> Iterator[str]:
     """Check everything that can be checked about a bank.
+
+    Parameters
+    ----------
+    path : the bank
+    key : public key, or folder of them, that must have signed it; see `stinfer.signing.accepted_keys`
 
     Yields
     ------
@@ -89,9 +108,12 @@ def verify_bank(path: Path) -> Iterator[str]:
 
     Raises
     ------
-    BankError, ModelError
+    BankError, ModelError, KeyFileError
         What is wrong.
     """
+    keys = accepted_keys(key)
+    if keys is not None:
+        yield f"signed by key {verify_signature(path, keys).name}"
     bank = Bank.open(path)
     yield f"format, shapes and finiteness: {bank.n_refs} references x {len(bank.genes)} genes"
     yield f"hashes of {', '.join(sorted(bank.hashes))}"
@@ -114,7 +136,7 @@ def _check_index(bank: Bank) -> float:
     if not isinstance(annoy, AnnoySearch) or not annoy.holds_references():
         cause = "it was not built from the bank's embeddings"
         raise BankAlteredError(bank.path, "Annoy index", cause)
-    queries = bank.embedding[recall_queries(bank.n_refs)]
+    queries = take_rows(bank.embedding, recall_queries(bank.n_refs))
     truth = ExactSearch(bank.embedding, s.distance).query(queries, s.k)[0]
     found = recall(annoy.query(queries, s.k)[0], truth)
     if found < s.annoy_recall - _RECALL_SLACK:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +38,20 @@ class Neighbors:
     def __getitem__(self, spots: slice) -> Neighbors:
         by_origin = None if self.by_origin is None else self.by_origin[spots]
         return Neighbors(self.indices[spots], self.weights[spots], by_origin)
+
+    def among_used(self) -> tuple[I64, Neighbors]:
+        """Give the references new numbers, without those that predict nothing.
+
+        Returns
+        -------
+        used : (n_used,), ascending, the references that are there
+        neighbors : the same, by their places in `used`
+        """
+        found = [self.indices] if self.by_origin is None else [self.indices, self.by_origin.indices]
+        used = np.unique(np.concatenate([indices.ravel() for indices in found]))
+        anew = [np.searchsorted(used, indices).astype(np.int64) for indices in found]
+        by_origin = None if self.by_origin is None else replace(self.by_origin, indices=anew[1])
+        return used, Neighbors(anew[0], self.weights, by_origin)
 
     def of(self, origins: Bool) -> Neighbors:
         """Return what predicts genes that these origins measure, (n_origins,)."""

@@ -16,7 +16,11 @@ from stinfer.neighbor_file import Neighbors
 from stinfer.neighbors import Search, SearchChoice, choose_search
 from stinfer.origin_search import OriginSearch
 from stinfer.predict import Weighting, domain_distance, neighbor_weights
+from stinfer.signing import accepted_keys, verify_signature
 from stinfer.voters import OriginNeighbors
+
+# Of the bank's expression and embeddings, each: what is larger stays in its file.
+HELD_BYTES = 256 << 20
 
 
 class OpenBank:
@@ -27,18 +31,33 @@ class OpenBank:
     path : the bank
     device, threads : see `stinfer.embed.open_encoders`
     search : see `stinfer.neighbors.choose_search`
+    bank_key : public key, or folder of them, that must have signed it; see `stinfer.signing.accepted_keys`
+
+    Attributes
+    ----------
+    signed_by : str or None
+        Name of the key that has signed it; None where any bank is accepted.
 
     Raises
     ------
-    BankError
-        It cannot be used.
+    BankError, KeyFileError
+        It cannot be used, or is not signed as it must be.
     """
 
     def __init__(
-        self, path: str | Path, *, device: Device, threads: int | None, search: SearchChoice
+        self,
+        path: str | Path,
+        *,
+        device: Device,
+        threads: int | None,
+        search: SearchChoice,
+        bank_key: str | Path | None = None,
     ) -> None:
         return_large_blocks()
-        self.bank = Bank.open(path)
+        keys = accepted_keys(None if bank_key is None else Path(bank_key))
+        # Before anything of it is read as a bank.
+        self.signed_by = None if keys is None else verify_signature(Path(path), keys).name
+        self.bank = Bank.open(path, HELD_BYTES)
         self._device: Device = device
         self._threads = threads
         self._search: SearchChoice = search
@@ -62,12 +81,12 @@ class OpenBank:
         settings = self.bank.settings
         return OriginSearch(self.bank.embedding, coverage.origin_of, coverage.n_origins, settings.distance)
 
-    def find(self, embedding: F32, k: int, weighting: Weighting, *, by_origin: bool) -> tuple[Neighbors, F32]:
+    def find(self, queries: F32, k: int, weighting: Weighting, *, by_origin: bool) -> tuple[Neighbors, F32]:
         """Find what predicts some spots.
 
         Parameters
         ----------
-        embedding : (n, dim), before the metric
+        queries : (n, dim), what references are compared by; see `Bank.comparable`
         k, weighting : of the run
         by_origin : find the nearest of each origin too
 
@@ -77,7 +96,6 @@ class OpenBank:
         distance : (n,), see `domain_distance`
         """
         settings = self.bank.settings
-        queries = self.bank.metric.apply(embedding)
         near, found = self.searcher.query(queries, max(k, settings.domain_k))
         weights = neighbor_weights(near[:, :k], weighting, settings.temperature)
         nearest = None

@@ -6,6 +6,7 @@ import numpy as np
 
 from stinfer.contract import F32, I64
 from stinfer.neighbors import Distance, ExactSearch
+from stinfer.stored_array import StoredArray, take_rows
 
 
 class OriginSearch:
@@ -19,10 +20,13 @@ class OriginSearch:
     distance : as in `ExactSearch`
     """
 
-    def __init__(self, references: F32, origin_of: I64, n_origins: int, distance: Distance) -> None:
+    def __init__(
+        self, references: F32 | StoredArray, origin_of: I64, n_origins: int, distance: Distance
+    ) -> None:
         self._members = [np.flatnonzero(origin_of == origin) for origin in range(n_origins)]
         self._searches = [
-            ExactSearch(references[members], distance) if len(members) else None for members in self._members
+            ExactSearch(take_rows(references, members), distance) if len(members) else None
+            for members in self._members
         ]
 
     @property

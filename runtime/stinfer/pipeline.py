@@ -12,13 +12,14 @@ from typing import Any, ParamSpec, get_args
 import numpy as np
 
 from stinfer.checkpoint import Checkpoint, checkpoint_path, refuse_foreign_file
+from stinfer.embed import gathered
 from stinfer.embed_subject import encoding_recipe, iter_embeddings
 from stinfer.encoder import Device
 from stinfer.errors import NoTissueError, OutputExistsError, SettingError, check_choice
 from stinfer.feature_map import Progress
-from stinfer.files import is_file, refuse_existing, refuse_same_file, written_together
+from stinfer.files import is_file, refuse_existing, refuse_same_file, sha256_file, written_together
 from stinfer.finished import asked_for, read_finished, request_sha256, slide_fingerprint
-from stinfer.genes import ALL, select_genes
+from stinfer.genes import is_naming, notice_doubtful, select_genes
 from stinfer.lock import locked
 from stinfer.map_file import MapFile
 from stinfer.neighbor_file import NeighborFile
@@ -29,6 +30,7 @@ from stinfer.picture import draw_gene_map
 from stinfer.places import places_from_file, places_on_grid
 from stinfer.predict import Weighting
 from stinfer.prediction import PredictionTable, write_csv, write_prediction
+from stinfer.pseudonym import hidden_words, open_pseudonyms
 from stinfer.record import Notices
 from stinfer.report import (
     bank_intervals,
@@ -41,7 +43,9 @@ from stinfer.report import (
     run_record,
     slide_image,
 )
-from stinfer.run_log import log_event, logged_slide, logging_to, stage
+from stinfer.run_log import hiding, log_event, logged_slide, logging_to, stage
+from stinfer.slide import Slide
+from stinfer.stage_clock import StageClock, timed
 from stinfer.step_file import own_outputs
 from stinfer.subject import open_subject
 
@@ -98,8 +102,15 @@ def _logged(predict: Callable[P, PredictionResult]) -> Callable[P, PredictionRes
 
     @wraps(predict)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> PredictionResult:
-        log, slide = kwargs.get("log"), kwargs.get("slide", args[0] if args else "")
-        with logging_to(None if log is None else Path(str(log))), logged_slide(str(slide)):
+        given = dict(zip(("slide", "bank"), args, strict=False)) | kwargs
+        log, slide, bank = (given.get(name) for name in ("log", "slide", "bank"))
+        if isinstance(bank, OpenBank):
+            given["bank"] = bank.bank.path
+        with (
+            logging_to(None if log is None else Path(str(log))),
+            hiding(hidden_words(str(slide), given)),
+            logged_slide(str(slide)),
+        ):
             result = predict(*args, **kwargs)
             log_event(
                 "slide_done", out=str(result.path), n_spots=result.n_spots, n_genes=result.n_genes,
@@ -120,7 +131,7 @@ def predict_slide(
     tissue_mask: str | Path | None = None,
     spots: str | Path | None = None,
     pitch_um: float | None = None,
-    genes: str | Sequence[str] = ALL,
+    genes: str | Sequence[str] | None = None,
     csv: str | Path | None = None,
     png: Sequence[str] = (),
     ome_tiff: str | Path | None = None,
@@ -130,13 +141,16 @@ def predict_slide(
     save_neighbors: bool = False,
     device: Device = "auto",
     search: SearchChoice = "auto",
+    bank_key: str | Path | None = None,
     k: int | None = None,
     weighting: Weighting | None = None,
     batch_size: int = DEFAULT_BATCH_SIZE,
     threads: int | None = None,
     overwrite: bool = False,
     log: str | Path | None = None,
+    pseudonym: str | Path | None = None,
     progress: Progress | None = None,
+    clock: StageClock | None = None,
 ) -> PredictionResult:
     """Predict spatial gene expression for a slide and write it.
 
@@ -153,13 +167,15 @@ def predict_slide(
     Parameters
     ----------
     slide : whole-slide file or image, or a map that `save_map` wrote
-    bank : reference bank, or one that is open; `device`, `search` and `threads` are then as it was opened
+    bank : reference bank, or one that is open; `device`, `search`, `threads` and `bank_key`
+        are then as it was opened
     out : prediction to write, by default ``<slide>.stinfer.h5ad`` in the working folder
     mpp : µm per level-0 pixel, or those of x and y, where the slide does not say or is wrong
     tissue_mask : PNG or TIFF that says where tissue is, not 0; by default it is found
     spots : file of places; see `stinfer.spots.read_spots`
     pitch_um : distance of grid points, by default that of the bank's spots; not with `spots`
-    genes : ``all``, names, a file of names, or a marker panel; see `stinfer.genes.select_genes`
+    genes : ``all``, ``predictable``, names, a file of names, or a marker panel, by default the predictable
+        ones; see `stinfer.genes.select_genes`
     csv : table of spots x genes to write too
     png : genes to draw, as ``<out>.<gene>.png``
     ome_tiff : image of the grid to write too, a channel per gene; not with `spots`
@@ -169,13 +185,18 @@ def predict_slide(
     preview : picture of tissue and places, written before anything is encoded, and kept if that fails
     device : ``auto``, ``cpu`` or ``cuda``
     search : ``auto``, ``exact`` or ``annoy``
+    bank_key : public key, or folder of them, that must have signed the bank; by default what the environment
+        variable ``STINFER_BANK_KEYS`` says, and without it any bank is accepted
     k : neighbors to average, by default the bank's
     weighting : ``uniform``, ``inverse`` or ``softmax``, by default the bank's
     batch_size : patches encoded at a time
     threads : cores to use, by default those allowed
     overwrite : replace existing outputs
     log : file to append to, a JSON object a line, for programs to read
+    pseudonym : key file; outputs and log then call the slide by a keyed hash, and `out` is by default named
+        after that; see `stinfer.pseudonym`
     progress : called with what is done, how much there is, and of what: patches, regions or bands
+    clock : told how long each stage takes; see `stinfer.stage_clock`
 
     Raises
     ------
@@ -184,7 +205,9 @@ def predict_slide(
     """
     for name, number in (("k", k), ("batch_size", batch_size), ("threads", threads)):
         _check_count(name, number)
-    out = default_output(slide) if out is None else Path(out)
+    names = open_pseudonyms(pseudonym)
+    alias = None if names is None else names.of_slide(Path(slide))
+    out = default_output(slide if alias is None else alias) if out is None else Path(out)
     png = list(dict.fromkeys([png] if isinstance(png, str) else png))
     csv_path, ome_path, map_path, preview_path = (
         None if path is None else Path(path) for path in (csv, ome_tiff, save_map, preview)
@@ -197,9 +220,12 @@ def predict_slide(
     if spots is not None and pitch_um is not None:
         what = "--spots and --pitch-um contradict each other: the file says where to predict"
         raise SettingError(what, "give one of them")
-    opened = (
-        bank if isinstance(bank, OpenBank) else OpenBank(bank, device=device, threads=threads, search=search)
-    )
+    with timed(clock, "open"):
+        opened = (
+            bank
+            if isinstance(bank, OpenBank)
+            else OpenBank(bank, device=device, threads=threads, search=search, bank_key=bank_key)
+        )
     opened_bank = opened.bank
     settings = opened_bank.settings
     notices = Notices()
@@ -210,6 +236,8 @@ def predict_slide(
         what = f"--intervals: bank {opened_bank.path} was built before there were any"
         raise SettingError(what, "leave it out, or build the bank again")
     drawn = [int(select_genes([gene], opened_bank.genes, ids)[0]) for gene in png]
+    named = [*drawn, *(chosen if is_naming(genes) else ())]
+    notice_doubtful(named, opened_bank.genes, accuracy, notices)
     png_paths = tuple(_picture_path(out, opened_bank.genes[position]) for position in drawn)
     if ome_path is not None:
         _check_ome_tiff(len(chosen), spots)
@@ -238,33 +266,42 @@ def predict_slide(
         stack.enter_context(locked(outputs))
         # Another run may have ended since.
         _refuse_existing(outputs, kept_path, overwrite=overwrite)
-        with stage("open"):
-            subject = stack.enter_context(open_subject(slide, mpp, tissue_mask))
+        with stage("open"), timed(clock, "open"):
+            subject = stack.enter_context(open_subject(slide, mpp, tissue_mask, opened_bank))
+        is_map_file = isinstance(subject.source, MapFile)
+        fingerprint = slide_fingerprint(subject.path, None if is_map_file else subject.sha256)
+        if names is not None and alias is not None:
+            fingerprint = names.keyed(fingerprint)
+            subject.hide_names(alias, names)
         if isinstance(subject.source, MapFile):
             subject.source.refuse_foreign(opened_bank)
             if map_path is not None:
                 what = f"--save-map: {subject.path} is a map already"
                 raise SettingError(what, "leave it out")
-        encoders, searcher = opened.encoders, opened.searcher
+        if isinstance(subject.source, Slide):
+            subject.source.clock = clock
+        with timed(clock, "open"):
+            encoders, searcher = opened.encoders, opened.searcher
         stack.callback(encoders.release_memory)
         if spots is None:
             is_map = settings.pooling == "map"
             finest_um = encoders.cell_um(settings.um_per_px) if is_map else max(subject.mpp)
             pitch_um = float(settings.pitch_um if pitch_um is None else pitch_um)
             try:
-                places = places_on_grid(subject, subject.tissue(), pitch_um, finest_um)
+                with timed(clock, "tissue"):
+                    places = places_on_grid(subject, subject.tissue(), pitch_um, finest_um)
             except NoTissueError:
                 if preview_path is not None:
                     draw_run_preview(preview_path, subject, None)
                 raise
         else:
             places = places_from_file(subject, spots, settings.spot_diameter_um)
+            if names is not None:
+                places.record["file"] = names.of_file(sha256_file(Path(spots)))
         log_event("places", **places.record)
         if preview_path is not None:
             draw_run_preview(preview_path, subject, places)
         notice_guesses(notices, subject, places, opened_bank, encoders)
-        is_map_file = isinstance(subject.source, MapFile)
-        fingerprint = slide_fingerprint(subject.path, None if is_map_file else subject.sha256)
         recipe = encoding_recipe(subject, fingerprint, opened)
         checkpoint = stack.enter_context(Checkpoint(kept_path, recipe))
         beside = stack.enter_context(written_together(outputs, checkpoint.note_outputs))
@@ -276,14 +313,18 @@ def predict_slide(
             NeighborFile(out.parent, len(places.names), k, n_origins, weighting, settings.temperature)
         )
         kept = None if map_path is None else beside[map_path]
-        embeddings = iter_embeddings(subject, places, opened, kept, batch_size, notices, progress, checkpoint)
+        embeddings = iter_embeddings(
+            subject, places, opened, kept, batch_size, notices, progress, checkpoint, clock
+        )
         # Threads end and a map half written goes with an error, not when Python lets go of the last frame.
         stack.enter_context(contextlib.closing(embeddings))
         with stage("embed and search") as counts:
             distance = np.empty(len(places.names), dtype=np.float32)
-            for some, embedding in embeddings:
-                found, distance[some] = opened.find(embedding, k, weighting, by_origin=n_origins > 0)
-                neighbors.write(some, found)
+            for some, embedding in gathered(embeddings, searcher.queries_at_once):
+                with timed(clock, "search"):
+                    queries = opened_bank.comparable(embedding, places.centers_l0[some])
+                    found, distance[some] = opened.find(queries, k, weighting, by_origin=n_origins > 0)
+                    neighbors.write(some, found)
             counts["n_spots"] = len(places.names)
         columns = domain_columns(distance, opened_bank, notices)
         arguments = {
@@ -303,10 +344,10 @@ def predict_slide(
             genes=tuple(opened_bank.genes[i] for i in chosen),
             gene_columns={name: values[chosen] for name, values in opened_bank.gene_columns.items()},
             image=slide_image(subject, places.mark_um),
-            record=run_record(subject, opened_bank, opened.sha256, places, arguments, notices),
+            record=run_record(subject, opened, places, arguments, notices),
             gene_ids=ids and tuple(ids[i] for i in chosen),
         )
-        with stage("write"):
+        with stage("write"), timed(clock, "write"):
             for path, position in zip(png_paths, drawn, strict=True):
                 shown = gene_map(position, opened_bank, neighbors, table, places, subject)
                 draw_gene_map(beside[path], shown)
@@ -324,6 +365,7 @@ def predict_slide(
                 neighbors,
                 intervals=bank_intervals(opened_bank, chosen) if intervals else None,
                 with_neighbors=save_neighbors,
+                clock=clock,
             )
     return PredictionResult(
         out,
@@ -355,7 +397,8 @@ def finished_before(slide: Path, bank: OpenBank, out: Path, arguments: Mapping[s
     OutputExistsError
         Something else is there.
     """
-    asked = asked_for(**arguments)
+    names = open_pseudonyms(arguments.get("pseudonym"))
+    asked = asked_for(**{name: value for name, value in arguments.items() if name != "pseudonym"})
     outputs = [out, *(_picture_path(out, gene) for gene in asked["png"])]
     there = [path for path in outputs if path.exists()]
     if set(there) <= own_outputs(checkpoint_path(out), outputs) or not slide.exists():
@@ -363,7 +406,10 @@ def finished_before(slide: Path, bank: OpenBank, out: Path, arguments: Mapping[s
     found = read_finished(out)
     if there != outputs or found is None:
         raise OutputExistsError(there[0])
-    if found.request_sha256 != request_sha256(slide_fingerprint(slide), bank.sha256, asked):
+    fingerprint = slide_fingerprint(slide)
+    if names is not None:
+        fingerprint = names.keyed(fingerprint)
+    if found.request_sha256 != request_sha256(fingerprint, bank.sha256, asked):
         raise OutputExistsError(out, ", and is of another slide, bank or arguments")
     return found.n_spots
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from stinfer.bank import Bank
+from stinfer.bank import OWN_SECTION, Bank
 from stinfer.contract import F32, I64, PREDICTION_FORMAT_VERSION, AnyArray
 from stinfer.encoder_stack import EncoderStack
 from stinfer.files import sha256_file
@@ -17,12 +17,14 @@ from stinfer.lattice import lay_lattice
 from stinfer.map_file import MapFile
 from stinfer.neighbor_file import NeighborFile
 from stinfer.ome_tiff import GridImage
+from stinfer.open_bank import OpenBank
 from stinfer.picture import GeneMap
 from stinfer.places import Places
 from stinfer.predict import confidence_from_distance
 from stinfer.prediction import Intervals, PredictionTable, SlideImage, iter_expression
 from stinfer.preview import draw_preview
 from stinfer.record import Notices, plain_name, software_versions
+from stinfer.slide_scale import BY_USER
 from stinfer.subject import Subject
 
 UNIT = "log1p CP10K"
@@ -49,9 +51,10 @@ def notice_guesses(
     if slide.said_mpp is not None and any(
         abs(said / used - 1) > MPP_TOLERANCE for said, used in zip(slide.said_mpp, slide.mpp, strict=True)
     ):
+        whose = "--mpp" if slide.mpp_source == BY_USER else "the bank's"
         notices.add(
-            f"the slide says {shown_mpp(slide.said_mpp)} µm per pixel; --mpp {shown_mpp(slide.mpp)} is used "
-            "instead"
+            f"the slide says {shown_mpp(slide.said_mpp)} µm per pixel; {whose} {shown_mpp(slide.mpp)} is "
+            "used instead"
         )
     wanted_um = settings.um_per_px
     if max(slide.mpp) > 1.5 * wanted_um:
@@ -225,18 +228,18 @@ def _tissue_record(slide: Subject) -> dict[str, Any]:
 def _map_record(subject: Subject) -> dict[str, str]:
     if not isinstance(subject.source, MapFile):
         return {}
-    return {"map_name": plain_name(subject.path.name), "map_sha256": sha256_file(subject.path)}
+    return {"map_name": subject.file_name, "map_sha256": sha256_file(subject.path)}
 
 
 def run_record(
     slide: Subject,
-    bank: Bank,
-    bank_sha256: str,
+    opened: OpenBank,
     places: Places,
     arguments: dict[str, Any],
     notices: Notices,
 ) -> dict[str, Any]:
     """Return the whole record; `reference_bank/FORMAT.md` describes it."""
+    bank = opened.bank
     return {
         "format_version": PREDICTION_FORMAT_VERSION,
         "kind": "prediction",
@@ -254,9 +257,11 @@ def run_record(
         },
         "bank": {
             "name": plain_name(bank.path.name),
-            "sha256": bank_sha256,
+            "sha256": opened.sha256,
+            **({} if opened.signed_by is None else {"signed_by": opened.signed_by}),
             "n_references": bank.n_refs,
             **bank.settings.to_uns(bank.format_version),
+            **({} if bank.own_section is None else {OWN_SECTION: bank.own_section.to_mapping()}),
         },
         "run": arguments,
         "places": places.record,

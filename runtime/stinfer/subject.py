@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
+from stinfer.bank import Bank
 from stinfer.contract import U8
-from stinfer.errors import SettingError
+from stinfer.errors import SettingError, SlideForeignError
 from stinfer.files import sha256_file
 from stinfer.map_file import MapFile, MapSubject, is_map
 from stinfer.record import plain_name
 from stinfer.slide import Slide, open_slide
+from stinfer.slide_scale import BY_BANK, BY_USER
 from stinfer.tissue import TissueMask, find_tissue
 from stinfer.tissue_file import read_tissue_mask
 
+if TYPE_CHECKING:
+    from stinfer.pseudonym import Pseudonyms
+
 HIRES_PX = 2000
 LOWRES_PX = 600
+# Scales of one image that differ by less are the same but for rounding and fits.
+_SAME_MPP = 0.01
 
 
 class Subject:
@@ -36,6 +45,8 @@ class Subject:
         The file that was opened.
     name, sha256 : str
         Of the slide's file; a slide that is a folder of files has no one hash, and an empty one here.
+    file_name : str
+        Of the file that was opened.
     size_l0 : tuple of int
         Width and height in level-0 pixels.
     mpp : tuple of float
@@ -49,6 +60,7 @@ class Subject:
     def __init__(self, source: Slide | MapFile, tissue_mask: Path | None = None) -> None:
         self.source = source
         self.path = source.path
+        self.file_name = plain_name(source.path.name)
         self.size_l0 = source.size_l0
         self.mpp = source.mpp
         self._tissue: TissueMask | None = None
@@ -59,7 +71,7 @@ class Subject:
             self.name, self.sha256, self.mpp_source = held.name, held.sha256, held.mpp_source
             self.hires, self.lowres, self._tissue = held.hires, held.lowres, held.tissue
         else:
-            self.name = plain_name(source.path.name)
+            self.name = self.file_name
             self.sha256 = sha256_file(source.path) if source.path.is_file() else ""
             self.mpp_source = source.mpp_source
             if tissue_mask is not None:
@@ -67,6 +79,13 @@ class Subject:
                 self._tissue = read_tissue_mask(tissue_mask, source)
             self.hires = source.thumbnail(HIRES_PX)
             self.lowres = _reduced(self.hires, LOWRES_PX)
+
+    def hide_names(self, name: str, names: Pseudonyms) -> None:
+        """Call the slide, and the files it came with, by their pseudonyms in everything that is written."""
+        self.name, self.file_name, self.sha256 = name, name, ""
+        if self._tissue is not None and self._tissue.given_sha256:
+            given_name = names.of_file(self._tissue.given_sha256)
+            self._tissue = replace(self._tissue, given_name=given_name)
 
     @property
     def said_mpp(self) -> tuple[float, float] | None:
@@ -114,7 +133,10 @@ def _reduced(image: U8, longest_px: int) -> U8:
 
 @contextlib.contextmanager
 def open_subject(
-    path: str | Path, mpp: float | tuple[float, float] | None, tissue_mask: str | Path | None = None
+    path: str | Path,
+    mpp: float | tuple[float, float] | None,
+    tissue_mask: str | Path | None = None,
+    bank: Bank | None = None,
 ) -> Iterator[Subject]:
     """Open a slide or a saved map.
 
@@ -123,14 +145,17 @@ def open_subject(
     path : slide or map
     mpp : µm per level-0 pixel, or those of x and y, where the slide does not say or is wrong
     tissue_mask : file of the user's own mask
+    bank : that predicts; one of a section knows that section's scale, and is of use for it alone
 
     Raises
     ------
     SlideError, MapError, TissueMaskError
         It cannot be used.
     SettingError
-        A scale or a mask is given for a map, whose cells have theirs.
+        A scale or a mask is given for a map, whose cells have theirs; or a scale for a section that the bank
+        knows otherwise.
     """
+    own = None if bank is None else bank.own_section
     path = Path(path)
     if is_map(path):
         if mpp is not None:
@@ -139,7 +164,37 @@ def open_subject(
         if tissue_mask is not None:
             what = f"--tissue-mask is given for map {path}, whose cells were weighed by the mask it holds"
             raise SettingError(what, "leave it out, or predict from the slide itself")
-        yield Subject(MapFile(path))
+        subject = Subject(MapFile(path))
+        _refuse_other_section(subject, bank)
+        yield subject
         return
-    with open_slide(path, mpp) as slide:
-        yield Subject(slide, None if tissue_mask is None else Path(tissue_mask))
+    given_by = BY_USER
+    if own is not None and mpp is None:
+        mpp, given_by = own.mpp, BY_BANK
+    with open_slide(path, mpp, given_by=given_by) as slide:
+        subject = Subject(slide, None if tissue_mask is None else Path(tissue_mask))
+        _refuse_other_section(subject, bank)
+        yield subject
+
+
+def _refuse_other_section(subject: Subject, bank: Bank | None) -> None:
+    """Refuse what a bank of one section does not know the places of.
+
+    Raises
+    ------
+    SlideForeignError
+        It is not the section's image.
+    SettingError
+        It is, at another scale.
+    """
+    if bank is None or bank.own_section is None:
+        return
+    own = bank.own_section
+    if subject.sha256 != own.slide_sha256:
+        raise SlideForeignError(subject.path, bank.path, bank.sections[0], subject.sha256, own.slide_sha256)
+    if any(abs(a / b - 1) > _SAME_MPP for a, b in zip(subject.mpp, own.mpp, strict=True)):
+        what = (
+            f"{subject.path} is taken to have {subject.mpp[0]:g} x {subject.mpp[1]:g} µm per pixel, "
+            f"{own.mpp[0]:g} x {own.mpp[1]:g} in bank {bank.path} of this very section"
+        )
+        raise SettingError(what, "leave --mpp out, and give the slide, not a map of another scale")
