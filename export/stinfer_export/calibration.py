@@ -46,12 +46,20 @@ class Fold:
     held : (n_held,), references left out
     known : (n_known,), the others that may predict them
     held_embedding, known_embedding : (n, dim), after that metric
+    groups : where held and known are the same references, (n,), the group of each: none is predicted by its
+        own. So single spots are left out in one search, and not in a copy of all others for each
     """
 
     held: I64
     known: I64
     held_embedding: F32
     known_embedding: F32
+    groups: I64 | None = None
+
+    @property
+    def n_left(self) -> int:
+        """How many references every one that is held can be predicted by, at the least."""
+        return len(self.known) - (0 if self.groups is None else int(np.bincount(self.groups).max()))
 
 
 @dataclass(frozen=True)
@@ -101,11 +109,12 @@ def whole_folds(embedding: F32, section_codes: I64) -> list[Fold]:
     embedding : (n_refs, dim), after the metric
     section_codes : (n_refs,), section of each reference, or of whatever else is left out together
     """
-    single = bool((section_codes == section_codes[0]).all())
-    groups = np.arange(len(embedding)) if single else section_codes
+    if (section_codes == section_codes[0]).all():
+        every = np.arange(len(embedding))
+        return [Fold(every, every, embedding, embedding, every)]
     folds = []
-    for group in np.unique(groups):
-        held, known = np.flatnonzero(groups == group), np.flatnonzero(groups != group)
+    for group in np.unique(section_codes):
+        held, known = np.flatnonzero(section_codes == group), np.flatnonzero(section_codes != group)
         folds.append(Fold(held, known, embedding[held], embedding[known]))
     return folds
 
@@ -132,7 +141,7 @@ def calibrate(
         neighbor's distance
     """
     n_refs, n_genes = len(section_codes), expression.n_columns
-    n_left = min(len(fold.known) for fold in folds)
+    n_left = min(fold.n_left for fold in folds)
     k_left, domain_k = min(k, n_left), min(_DOMAIN_K, n_left)
     if k_left < 1:
         # One reference alone: nothing to predict it from.
@@ -147,7 +156,9 @@ def calibrate(
     origin_distances, origin_indices = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.int64)
     for fold in folds:
         search = ExactSearch(fold.known_embedding, distance)
-        distances[fold.held], found = search.query(fold.held_embedding, n_found)
+        distances[fold.held], found = search.query(
+            fold.held_embedding, n_found, excluded=fold.groups, groups=fold.groups
+        )
         indices[fold.held] = fold.known[found]
         if coverage is not None:
             known = coverage.origin_of[fold.known]

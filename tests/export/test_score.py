@@ -96,8 +96,8 @@ def test_a_gene_must_be_detected_in_more_than_the_given_part(bank):
 
 def test_genes_are_chosen_by_the_spots_that_measure_them():
     # Two spots of each of two origins. A varies between 0 and 4 in both (variance 4), B between 2 and 8 in
-    # the one that measures it (variance 9; with zeros for the others it would be 11), C is 6 in the other:
-    # with zeros it would vary most of all but B, and be detected in half.
+    # the one that measures it (variance 9), C is 6 in the other: with zeros for those that do not, it would
+    # have a variance of 9, and be detected in half.
     dense = np.array([[0, 2, 0], [4, 8, 0], [0, 0, 6], [4, 0, 6]], dtype=np.float32)
     rows, columns = np.nonzero(dense)
     indptr = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=4))])
