@@ -100,7 +100,7 @@ def test_spots_between_those_of_the_bank_are_predicted_better_than_by_interpolat
     spots = tmp_path / "spots.csv"
     spots.write_text("id,x,y\n" + "\n".join(rows) + "\n")
     made = stinfer.predict_slide(
-        asked.image_path, bank.path, out=tmp_path / "C5.h5ad", spots=spots, intervals=True
+        asked.image_path, bank.path, out=tmp_path / "C5.h5ad", spots=spots, genes="all", intervals=True
     )
 
     found = anndata.read_h5ad(made.path)

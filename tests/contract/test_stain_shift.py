@@ -105,6 +105,7 @@ def test_normalization_wins_back_half_of_what_a_shift_costs_and_costs_nothing_it
                 out=tmp_path / f"{stain}.{shift}.h5ad",
                 mpp=0.69,
                 spots=HER2ST / "ST-spotfiles" / "C5_selection.tsv",
+                genes="all",
             )
             found = score_prediction(made.path, HER2ST / "ST-cnts" / "C5.tsv.gz", bank)
             scores[stain][shift] = found.mean
