@@ -211,7 +211,7 @@ def prediction(merged, tmp_path_factory):
     (folder / "spots.csv").write_text("\n".join(["x,y", *lines]) + "\n")
     made = stinfer.predict_slide(
         DATA / "board.png", merged.path, out=folder / "p.h5ad", mpp=5.0, spots=folder / "spots.csv",
-        csv=folder / "p.csv", intervals=True, save_neighbors=True,
+        genes="all", csv=folder / "p.csv", intervals=True, save_neighbors=True,
     )  # fmt: skip
     return made, anndata.read_h5ad(made.path)
 
