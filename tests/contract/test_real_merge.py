@@ -58,7 +58,7 @@ def prove(model: Path, folder: Path) -> None:
     found = {}
     for name in ("her2st", "both"):
         out = folder / f"{name}.h5ad"
-        stinfer.predict_slide(slide, banks[name].path, out=out, mpp=0.69, spots=C5_SPOTS)
+        stinfer.predict_slide(slide, banks[name].path, out=out, mpp=0.69, spots=C5_SPOTS, genes="all")
         found[name] = anndata.read_h5ad(out)
 
     # On the genes that each of the two banks chooses by itself, and on the same ones.
