@@ -110,6 +110,7 @@ def test_defaults_are_those_of_the_library():
         "preset",
         "stain",
         "orientations",
+        "own_section",
     }
     # The command's preset is one, where the library's plan is what it says and nothing else.
     assert (found.pop("preset"), plan.preset) == ("fast", "custom")
