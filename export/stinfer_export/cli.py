@@ -208,7 +208,7 @@ def bank_anndata(file: Path, image: Path, **options: Any) -> None:
 @bank_group.command(
     name="merge", epilog="Example: stinfer-export bank merge her2st.h5 visium.h5 --out breast.h5"
 )
-@click.argument("banks", metavar="BANK...", type=_FILE, nargs=-1, required=True)
+@click.argument("banks", metavar="BANKS", type=_FILE, nargs=-1, required=True)
 @click.option(
     "--out",
     type=_FILE,
@@ -226,7 +226,7 @@ def bank_anndata(file: Path, image: Path, **options: Any) -> None:
 def bank_merge(
     banks: tuple[Path, ...], out: Path, *, without_model: bool, quiet: bool, **options: Any
 ) -> None:
-    """Merge BANKs of the same models, fields of view and scale, whatever their platforms, into one.
+    """Merge BANKS, of the same models, fields of view and scale, whatever their platforms, into one.
 
     A gene that a bank does not list is not 0 in it but unknown: it is predicted from the nearest references
     of the banks that list it. Metric, k and calibration are fitted anew, to the references of all; no image

@@ -37,6 +37,7 @@ def test_the_commands_are_those_that_are_documented():
         "bank her2st",
         "bank visium",
         "bank anndata",
+        "bank merge",
         "evaluate",
         "evaluate her2st",
         "evaluate visium",
@@ -141,6 +142,7 @@ KNOWN_ERRORS = {
         ["bank", "anndata", "no.h5ad", "--image", "i.png", "--model", "m.onnx", "--out", "b.h5"],
         "data set no.h5ad: there is no such file",
     ),
+    "bank merge": (["bank", "merge", "none.h5", "no.h5", "--out", "b.h5"], "bank none.h5 does not exist"),
     "evaluate visium": (
         ["evaluate", "visium", "nowhere", "--image", "i.png", "--model", "m.onnx", "--out-dir", "e"],
         "data set nowhere: there is no such folder",
