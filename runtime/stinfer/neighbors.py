@@ -152,6 +152,7 @@ class Nearest:
     def __init__(self, n: int, k: int) -> None:
         self._nearness = np.full((n, k), -np.inf, dtype=np.float32)
         self.indices: I64 = np.zeros((n, k), dtype=np.int64)
+        self._any = False
 
     def add(self, nearness: F32, first: int) -> None:
         """Look at further references.
@@ -162,6 +163,11 @@ class Nearest:
         first : number of the first of them
         """
         n, k = self.indices.shape
+        if not self._any and nearness.shape[1] > k:
+            self.indices = np.argpartition(-nearness, k - 1, axis=1)[:, :k] + first
+            self._nearness = np.take_along_axis(nearness, self.indices - first, axis=1)
+            self._any = True
+            return
         # Hardly any of them comes before the k-th of those before.
         better = np.flatnonzero(nearness > self._nearness.min(axis=1, keepdims=True))
         if not better.size:
