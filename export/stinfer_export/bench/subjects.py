@@ -148,7 +148,7 @@ class BenchSlide:
 
 
 def find_slide(path: Path | None, mpp: float | None, folder: Path) -> BenchSlide:
-    """Return the slide to predict: the one that is given, else a section of the shared data, else drawn tissue.
+    """Return the slide to predict: the given one, else a section of the shared data, else drawn tissue.
 
     Parameters
     ----------

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stinfer.encoder import cores_allowed
 from stinfer.errors import SettingError
 from stinfer.files import make_folder, written_beside
+from stinfer.machine import cores_allowed
 from stinfer.record import software_versions
 
 
