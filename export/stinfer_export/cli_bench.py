@@ -148,14 +148,14 @@ def search(
     from stinfer_export.bench.subjects import find_models
 
     (model, *_) = find_models(folder, ["stain_texture"], _say)
-    sizes = [(_count(n), _count(m)) for n in references for m in numbers]
+    sizes = [(_count(n, 1000), _count(m, 1)) for n in references for m in numbers]
     found = list(bench.measure(model.path.read_bytes(), sizes, rounds, folder, _say, annoy_up_to=annoy_up_to))
     _finish("search", bench.summarize(found), bench.table, folder, readme)
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 100:
-        msg = f"{text} is not a whole number of at least 100."
+def _count(text: str, least: int) -> int:
+    if not text.isdecimal() or int(text) < least:
+        msg = f"{text} is not a whole number of at least {least}."
         raise click.UsageError(msg)
     return int(text)
 

@@ -125,8 +125,8 @@ class _Prepared:
         centers: F64 = self._centers[: self._n_torch]
         spec = {
             "slide": str(self._slide.path), "centers_l0": centers.tolist(),
-            "side_l0": self._slide.side_l0()[0], "backbone": self._model.architecture, "channels_last": channels_last,
-            "batch_size": BATCH_SIZE, "threads": self._threads,
+            "side_l0": self._slide.side_l0()[0], "backbone": self._model.architecture,
+            "channels_last": channels_last, "batch_size": BATCH_SIZE, "threads": self._threads,
         }  # fmt: skip
         return _rate(run_module("stinfer_export.bench.torch_pipeline", spec, self._folder))
 
@@ -168,8 +168,8 @@ def summarize(found: Sequence[tuple[Model, list[Round]]]) -> list[dict[str, Any]
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Lay out what `summarize` gave as Markdown."""
     header = [
-        "model", "PyTorch eager", "channels-last", "ONNX Runtime alone", "**whole `stinfer-run`**", "times eager",
-        "time, of alone's", "to first batch", "peak memory",
+        "model", "PyTorch eager", "channels-last", "ONNX Runtime alone", "**whole `stinfer-run`**",
+        "times eager", "time, of alone's", "to first batch", "peak memory",
     ]  # fmt: skip
     cells = [
         [
