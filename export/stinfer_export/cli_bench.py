@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from stinfer.cli_tools import FILE, FiniteRange, P, R, shows_errors
 from stinfer_export.cli_options import read_names
+
+T = TypeVar("T")
 
 _FOLDER = Path("build/bench")
 _BACKBONES = "resnet18,resnet50,densenet121,vgg16,resnext50d_32x4d,stain_texture"
@@ -83,8 +85,8 @@ def backbones(
     from stinfer_export.bench.subjects import find_models, find_slide
 
     models = find_models(folder, backbones, _say)
-    found = list(bench.measure(models, find_slide(slide, mpp, folder), rounds, folder, _say))
-    _finish("backbones", bench.summarize(found), bench.table, folder, readme)
+    found = bench.measure(models, find_slide(slide, mpp, folder), rounds, folder, _say)
+    _finish("backbones", found, bench.summarize, bench.table, folder, readme)
 
 
 @bench_group.command(epilog="Example: stinfer-export bench area --backbones resnet18")
@@ -104,8 +106,8 @@ def area(
     from stinfer_export.bench.subjects import find_models, find_slide
 
     models = find_models(folder, backbones, _say)
-    found = list(bench.measure(models, find_slide(slide, mpp, folder), rounds, folder, _say))
-    _finish("area", bench.summarize(found), bench.table, folder, readme)
+    found = bench.measure(models, find_slide(slide, mpp, folder), rounds, folder, _say)
+    _finish("area", found, bench.summarize, bench.table, folder, readme)
 
 
 @bench_group.command(epilog="Example: stinfer-export bench search --references 13620,100000 --numbers 16")
@@ -149,8 +151,8 @@ def search(
 
     (model, *_) = find_models(folder, ["stain_texture"], _say)
     sizes = [(_count(n, 1000), _count(m, 1)) for n in references for m in numbers]
-    found = list(bench.measure(model.path.read_bytes(), sizes, rounds, folder, _say, annoy_up_to=annoy_up_to))
-    _finish("search", bench.summarize(found), bench.table, folder, readme)
+    found = bench.measure(model.path.read_bytes(), sizes, rounds, folder, _say, annoy_up_to=annoy_up_to)
+    _finish("search", found, bench.summarize, bench.table, folder, readme)
 
 
 def _count(text: str, least: int) -> int:
@@ -166,14 +168,20 @@ def _say(text: str) -> None:
 
 def _finish(
     name: str,
-    rows: list[dict[str, Any]],
+    measured: Iterable[T],
+    summarize: Callable[[Sequence[T]], list[dict[str, Any]]],
     table: Callable[[Sequence[dict[str, Any]]], str],
     folder: Path,
     readme: Path | None,
 ) -> None:
+    """Measure; write down what there is after every part, since the next may fail."""
     from stinfer_export.bench.tables import insert, write_json
 
-    write_json(folder / f"{name}.json", {name: rows})
+    found, rows = [], []
+    for one in measured:
+        found.append(one)
+        rows = summarize(found)
+        write_json(folder / f"{name}.json", {name: rows})
     click.echo(table(rows))
     if readme is not None:
         insert(readme, name, table(rows))
