@@ -12,8 +12,8 @@ import numpy as np
 
 from stinfer.contract import AnyArray
 
-# Of an array that is gone through block by block.
-BLOCK_BYTES = 16 << 20
+# Of an array that is gone through block by block: what stays in the processor's cache.
+BLOCK_BYTES = 1 << 19
 
 
 @dataclass(frozen=True)
