@@ -28,8 +28,8 @@ ANNOY_METRIC: dict[Distance, Literal["angular", "euclidean"]] = {
     "cosine": "angular",
     "euclidean": "euclidean",
 }
-# Queries and references that are compared at once; with fewer queries more references. Their similarities, 8 MB,
-# stay in the processor's cache.
+# Queries and references that are compared at once; with fewer queries more references. Their similarities,
+# 8 MB, stay in the cache.
 _QUERIES, _REFERENCES = 256, 8192
 # Queries to collect for each pass over references that stay in their file.
 _QUERIES_A_PASS = 1024
