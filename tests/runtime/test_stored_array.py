@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from stinfer import h5ad
+from stinfer.errors import BankAlteredError
 from stinfer.integrity import hash_arrays
 from stinfer.sparse import Sparse
 from stinfer.stored_array import StoredArray, iter_blocks, take_ranges, take_rows
@@ -45,11 +46,20 @@ def test_the_hash_is_that_of_the_array_in_memory(stored: StoredArray) -> None:
     assert hash_arrays(stored, VALUES[0]) == hash_arrays(VALUES, VALUES[0])
 
 
-def test_a_file_that_became_shorter_is_an_error(stored: StoredArray) -> None:
-    stored.path.write_bytes(b"before" + VALUES.tobytes()[:30])
-    assert stored[:2].tolist() == VALUES[:2].tolist()
-    with pytest.raises(OSError, match="shorter than it was"):
-        stored[2:3]
+def test_a_file_that_was_changed_or_is_gone_is_refused(stored: StoredArray, tmp_path: Path) -> None:
+    whole = stored.path.read_bytes()
+    stored.path.write_bytes(whole + b"more")
+    with pytest.raises(BankAlteredError, match="replaced or written while it was in use"):
+        stored[:1]
+    stored.path.unlink()
+    with pytest.raises(BankAlteredError, match="cannot be read: No such file"):
+        stored[:1]
+
+
+def test_an_array_that_reaches_beyond_its_file_is_refused(stored: StoredArray) -> None:
+    beyond = StoredArray(stored.path, 6, VALUES.dtype, (9, 3))
+    with pytest.raises(BankAlteredError, match="cut short"):
+        beyond[8:]
 
 
 def test_a_large_array_of_an_hdf5_file_is_found_in_it(tmp_path: Path) -> None:
