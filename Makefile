@@ -13,7 +13,7 @@ DEV := $(VENV)/.dev
 HER2ST ?= $(firstword $(wildcard reference_bank/data/her2st $(STINFER_DATA)/her2st ../shared/her2st))
 MODEL ?=
 
-.PHONY: help setup demo export test test-slow test-wheel check fmt build clean
+.PHONY: help setup demo export test test-slow test-wheel bench check fmt build clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -51,6 +51,11 @@ test-wheel: build  ## run the runtime's tests from the built wheel, with base de
 	build/wheel-venv/bin/python -m pip install --quiet --disable-pip-version-check "$$(ls dist/*.whl)[cpu]" pytest
 	build/wheel-venv/bin/python -m pip list --disable-pip-version-check
 	build/wheel-venv/bin/python -m pytest tests/runtime
+
+bench: $(CONVERT)  ## measure speed against PyTorch, by area, and of the search, into README; minutes, on an idle machine
+	$(BIN)/stinfer-export bench backbones --readme README.md
+	$(BIN)/stinfer-export bench area --readme README.md
+	$(BIN)/stinfer-export bench search --references 13620,100000,1000000 --rounds 1 --readme README.md
 
 check: $(DEV)  ## lint, format, types and import rules; changes nothing
 	$(BIN)/ruff check .

@@ -18,6 +18,7 @@ from stinfer.cli_tools import (
     set_up_logging,
     shows_errors,
 )
+from stinfer_export.cli_bench import bench_group
 from stinfer_export.cli_evaluate import evaluate_group
 from stinfer_export.cli_options import FILE as _FILE
 from stinfer_export.cli_options import fit_options, plan_options, read_names, visium_images
@@ -36,6 +37,7 @@ def main() -> None:
     """Convert backbones and build reference banks, on a researcher's machine."""
 
 
+main.add_command(bench_group)
 main.add_command(evaluate_group)
 
 

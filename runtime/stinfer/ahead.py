@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Any, TypeVar
@@ -55,3 +56,15 @@ def in_parallel(tasks: Iterable[Callable[[], T]], n_workers: int) -> Generator[T
             yield found
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def meanwhile(task: Callable[[], T]) -> Iterator[Future[T]]:
+    """Do something in another thread while the block runs; it has ended when the block has.
+
+    Yields
+    ------
+    what will come of it, or what it raises, once it is asked for
+    """
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="stinfer-meanwhile") as pool:
+        yield pool.submit(task)

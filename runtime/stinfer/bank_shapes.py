@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from stinfer.bank import Bank
 
 MAX_ORIGINS = 32
-# Looked at at once: what stays in the processor's cache.
-_CHECKED_BYTES = 1 << 20
 # Of a stain: how far from 1 its directions' lengths may be, the least sine between them, the largest amount.
 _UNIT_SLACK, _LEAST_APART, _MAX_AMOUNT = 1e-6, 1e-3, 1000.0
 
@@ -69,7 +67,7 @@ def check_shapes(bank: Bank) -> None:
         "it holds values that are not finite": all(
             np.isfinite(block).all()
             for values in [*_floats(bank), bank.spatial]
-            for block in iter_blocks(values, _CHECKED_BYTES)
+            for block in iter_blocks(values)
         ),
     }
     for cause, holds in checks.items():

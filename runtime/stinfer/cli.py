@@ -10,6 +10,7 @@ import click
 
 from stinfer import __version__
 from stinfer.cli_bank import bank_group
+from stinfer.cli_bench import bench
 from stinfer.cli_doctor import doctor
 from stinfer.cli_tools import (
     FILE,
@@ -236,4 +237,5 @@ def run_main() -> None:
 
 main.add_command(run)
 main.add_command(bank_group)
+main.add_command(bench)
 main.add_command(doctor)

@@ -127,6 +127,17 @@ class SlideCells:
                 if features is not None:
                     yield Band(first, features)
 
+    def encoded_px(self, needed: Bool) -> tuple[tuple[int, int], ...]:
+        """Return height and width, halo included, of every region that is encoded for some cells.
+
+        Parameters
+        ----------
+        needed : (n_rows, n_columns)
+        """
+        bands = plan_bands(needed, self._region_cells, self._encoders.halo_cells, self._encoders.step_cells)
+        sizes = (self._box(region, region.shape)[1] for band in bands for region in band)
+        return tuple((height, width) for width, height in sizes)
+
     def _cells(self, regions: list[Region]) -> Generator[F32, None, None]:
         """Give each region's cells, (n_rows, n_columns, channels): those that are kept, then the others."""
         if not regions:

@@ -364,7 +364,9 @@ def refuse_links(file: h5py.File) -> None:
 
 def read_strings(group: h5py.Group, name: str) -> list[str]:
     """Read a list of texts; raises as `read_array`."""
-    return [_decoded(group[name].name, text) for text in read_array(group, name)]
+    # Asked for once: to open an object takes longer than to decode a thousand texts.
+    place = group[name].name
+    return [_decoded(place, text) for text in read_array(group, name)]
 
 
 def _decoded(name: str, text: bytes) -> str:

@@ -28,7 +28,8 @@ ANNOY_METRIC: dict[Distance, Literal["angular", "euclidean"]] = {
     "cosine": "angular",
     "euclidean": "euclidean",
 }
-# Queries and references that are compared at once: their similarities, 8 MB, stay in the processor's cache.
+# Queries and references that are compared at once; with fewer queries more references. Their similarities,
+# 8 MB, stay in the cache.
 _QUERIES, _REFERENCES = 256, 8192
 # Queries to collect for each pass over references that stay in their file.
 _QUERIES_A_PASS = 1024
@@ -77,7 +78,7 @@ class ExactSearch:
     def __init__(self, references: F32 | StoredArray, distance: Distance) -> None:
         self._distance: Distance = distance
         self._stored = references if isinstance(references, StoredArray) else None
-        self.queries_at_once = 1 if self._stored is None else _QUERIES_A_PASS
+        self.queries_at_once = _QUERIES if self._stored is None else _QUERIES_A_PASS
         # Differences are what counts: without the common part a product tells small ones apart.
         total = sum(
             prepare(block, distance).sum(axis=0, dtype=np.float64) for block in iter_blocks(references)
@@ -105,7 +106,8 @@ class ExactSearch:
         centered = prepared - self._center
         parts = [slice(i, i + _QUERIES) for i in range(0, len(queries), _QUERIES)]
         nearest = [Nearest(len(centered[part]), k) for part in parts]
-        for first, references, half_norms in self._blocks():
+        step = _REFERENCES * max(_QUERIES // max(len(queries), 1), 1)
+        for first, references, half_norms in self._blocks(step):
             for part, found in zip(parts, nearest, strict=True):
                 # Larger is nearer: q.r - |r|²/2 orders as the distance does, for cosine too (|r| = 1).
                 nearness = centered[part] @ references.T
@@ -119,15 +121,15 @@ class ExactSearch:
         )
         return _ranked(prepared, self._rows, found_rows, self._distance)
 
-    def _blocks(self) -> Iterator[tuple[int, F32, F32]]:
+    def _blocks(self, step: int) -> Iterator[tuple[int, F32, F32]]:
         """Give references less the center, and half their squared lengths, from which reference on."""
         if self._stored is None:
-            for first in range(0, self._n_refs, _REFERENCES):
-                block = slice(first, first + _REFERENCES)
+            for first in range(0, self._n_refs, step):
+                block = slice(first, first + step)
                 yield first, self._centered[block], self._half_norms[block]
             return
-        for first in range(0, self._n_refs, _REFERENCES):
-            centered = prepare(self._stored[first : first + _REFERENCES], self._distance) - self._center
+        for first in range(0, self._n_refs, step):
+            centered = prepare(self._stored[first : first + step], self._distance) - self._center
             yield first, centered, (centered * centered).sum(axis=1) / 2
 
     def _rows(self, rows: I64) -> F32:
@@ -152,6 +154,7 @@ class Nearest:
     def __init__(self, n: int, k: int) -> None:
         self._nearness = np.full((n, k), -np.inf, dtype=np.float32)
         self.indices: I64 = np.zeros((n, k), dtype=np.int64)
+        self._any = False
 
     def add(self, nearness: F32, first: int) -> None:
         """Look at further references.
@@ -162,6 +165,11 @@ class Nearest:
         first : number of the first of them
         """
         n, k = self.indices.shape
+        if not self._any and nearness.shape[1] > k:
+            self.indices = np.argpartition(-nearness, k - 1, axis=1)[:, :k] + first
+            self._nearness = np.take_along_axis(nearness, self.indices - first, axis=1)
+            self._any = True
+            return
         # Hardly any of them comes before the k-th of those before.
         better = np.flatnonzero(nearness > self._nearness.min(axis=1, keepdims=True))
         if not better.size:

@@ -20,7 +20,7 @@ from stinfer.signing import accepted_keys, verify_signature
 from stinfer.voters import OriginNeighbors
 
 # Of the bank's expression and embeddings, each: what is larger stays in its file.
-HELD_BYTES = 256 << 20
+HELD_BYTES = 64 << 20
 
 
 class OpenBank:

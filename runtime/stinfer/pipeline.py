@@ -11,6 +11,7 @@ from typing import Any, ParamSpec, get_args
 
 import numpy as np
 
+from stinfer.ahead import meanwhile
 from stinfer.checkpoint import Checkpoint, checkpoint_path, refuse_foreign_file
 from stinfer.embed import gathered
 from stinfer.embed_subject import encoding_recipe, iter_embeddings
@@ -266,7 +267,7 @@ def predict_slide(
         stack.enter_context(locked(outputs))
         # Another run may have ended since.
         _refuse_existing(outputs, kept_path, overwrite=overwrite)
-        with stage("open"), timed(clock, "open"):
+        with stage("open"), timed(clock, "open"), meanwhile(lambda: opened.encoders) as loaded:
             subject = stack.enter_context(open_subject(slide, mpp, tissue_mask, opened_bank))
         is_map_file = isinstance(subject.source, MapFile)
         fingerprint = slide_fingerprint(subject.path, None if is_map_file else subject.sha256)
@@ -281,7 +282,7 @@ def predict_slide(
         if isinstance(subject.source, Slide):
             subject.source.clock = clock
         with timed(clock, "open"):
-            encoders, searcher = opened.encoders, opened.searcher
+            encoders, searcher = loaded.result(), opened.searcher
         stack.callback(encoders.release_memory)
         if spots is None:
             is_map = settings.pooling == "map"

@@ -68,7 +68,8 @@ def expression_from_neighbors(weights: F32, indices: I64, expression: F32) -> F3
         position = position.reshape(indices[part].shape)
         spread = np.zeros((len(position), len(used)), dtype=np.float32)
         np.add.at(spread, (np.arange(len(position))[:, None], position), weights[part])
-        averaged[part] = spread @ expression[used]
+        rows = expression if len(used) == len(expression) else expression[used]
+        averaged[part] = spread @ rows
     return averaged
 
 

@@ -12,7 +12,7 @@ from stinfer.coverage import Coverage
 from stinfer.stored_array import StoredArray, take_ranges
 
 # Stored values that are looked at at once.
-_BLOCK = 1 << 20
+_BLOCK = 1 << 17
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,21 @@
-"""Large arrays that stay in their file: rows are read as they are asked for, and never held all at once."""
+"""Large arrays of a bank that stay in its file: rows are read as they are asked for, and never all held."""
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from stinfer.contract import AnyArray
+from stinfer.errors import BankAlteredError
 
-# Of an array that is gone through block by block.
-BLOCK_BYTES = 16 << 20
+# Of an array that is gone through block by block: what stays in the processor's cache.
+BLOCK_BYTES = 1 << 19
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,10 @@ class StoredArray:
     offset: int
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
+    _identity: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_identity", _identity(self.path.stat()))
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -51,8 +57,8 @@ class StoredArray:
 
         Raises
         ------
-        OSError
-            The file is gone, or is shorter than it was.
+        BankAlteredError
+            The file is not the one that was opened and checked, or cannot be read any more.
         """
         first, last, _ = rows.indices(len(self))
         return self.ranges([(first, max(last, first))])
@@ -68,18 +74,28 @@ class StoredArray:
         found = np.empty((n_rows, *self.shape[1:]), dtype=self.dtype)
         target = found.reshape(-1).view(np.uint8).data
         at = 0
-        # Opened anew each time: no handle is shared between threads, and none is left open.
-        with self.path.open("rb", buffering=0) as file:
-            for first, last in ranges:
-                end = at + (last - first) * row_bytes
-                file.seek(self.offset + first * row_bytes)
-                while at < end:
-                    n_read = file.readinto(target[at:end])
-                    if not n_read:
-                        msg = f"{self.path} is shorter than it was when it was opened"
-                        raise OSError(msg)
-                    at += n_read
+        try:
+            # Opened anew each time: no handle is shared between threads, and none is left open.
+            with self.path.open("rb", buffering=0) as file:
+                if _identity(os.fstat(file.fileno())) != self._identity:
+                    raise BankAlteredError(
+                        self.path, "file", "it was replaced or written while it was in use"
+                    )
+                for first, last in ranges:
+                    end = at + (last - first) * row_bytes
+                    file.seek(self.offset + first * row_bytes)
+                    while at < end:
+                        n_read = file.readinto(target[at:end])
+                        if not n_read:
+                            raise BankAlteredError(self.path, "file", "it is cut short")
+                        at += n_read
+        except OSError as error:
+            raise BankAlteredError(self.path, "file", f"it cannot be read: {error.strerror}") from error
         return found
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def iter_blocks(array: AnyArray | StoredArray, n_bytes: int = BLOCK_BYTES) -> Iterator[AnyArray]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from stinfer.ahead import ahead
+from stinfer.ahead import ahead, in_parallel, meanwhile
 from stinfer.errors import SlideUnreadableError
 
 
@@ -147,3 +147,63 @@ def test_ctrl_c_while_waiting_for_a_step_is_prompt_and_ends_the_thread() -> None
         list(given)
     other.join()
     assert stinfer_threads() == []
+
+
+def test_tasks_of_several_threads_come_in_their_order() -> None:
+    """The first task ends last: nothing is given before it."""
+    go_on = threading.Event()
+    done: list[int] = []
+
+    def task(i: int):
+        def work() -> int:
+            if i == 0:
+                go_on.wait(10)
+            done.append(i)
+            if i == 1:
+                go_on.set()
+            return i * i
+
+        return work
+
+    assert list(in_parallel((task(i) for i in range(20)), 2)) == [i * i for i in range(20)]
+    assert done[0] == 1
+
+
+def test_no_more_tasks_are_begun_than_twice_the_threads() -> None:
+    begun: list[int] = []
+    given = in_parallel((lambda i=i: begun.append(i) for i in range(100)), 3)
+    next(given)
+    time.sleep(0.05)
+    assert len(begun) <= 7
+    given.close()
+
+
+def test_a_task_that_fails_comes_in_its_turn() -> None:
+    def fail() -> int:
+        raise SlideUnreadableError(Path("slide.svs"), "a tile is damaged")
+
+    given = in_parallel([lambda: 1, fail, lambda: 3], 2)
+    assert next(given) == 1
+    with pytest.raises(SlideUnreadableError, match="a tile is damaged"):
+        next(given)
+
+
+def test_no_tasks_give_nothing() -> None:
+    assert list(in_parallel([], 2)) == []
+
+
+def test_what_is_done_meanwhile_has_ended_with_the_block() -> None:
+    go_on = threading.Event()
+
+    def slow() -> int:
+        go_on.wait(10)
+        return 7
+
+    with meanwhile(slow) as found:
+        assert not found.done()
+        go_on.set()
+    assert found.result() == 7
+    with pytest.raises(RuntimeError, match="the block's"), meanwhile(lambda: 1 // 0) as failed:
+        raise RuntimeError("the block's")  # noqa: EM101
+    with pytest.raises(ZeroDivisionError):
+        failed.result()

@@ -24,6 +24,8 @@ K = 50
 # Numbers of an embedding after a supervised metric, and of a cell after its projection.
 N_MAPPED, N_PROJECTED = 16, 64
 _N_CLUSTERS = 200
+# Queries on a line from one reference to another.
+_STEPS = 64
 
 
 @dataclass(frozen=True)
@@ -137,12 +139,14 @@ def write_made_up_bank(
 
 
 def made_up_queries(bank: Bank, n: int, seed: int = 1) -> F32:
-    """Return (n, n_numbers) queries, after the metric, that lie among a made-up bank's references."""
-    rng = np.random.default_rng(seed)
-    some = np.sort(rng.integers(0, bank.n_refs, size=(2, n)), axis=1)
-    first, second = (take_rows(bank.embedding, rows) for rows in some)
-    share = rng.uniform(0, 0.2, size=(n, 1)).astype(np.float32)
-    return np.asarray(first + share * (second - first), dtype=np.float32)
+    """Return (n, n_numbers) queries, after the metric, as of places that follow one another over tissue.
+
+    They go in straight lines of 64 from one reference to another.
+    """
+    ends = np.random.default_rng(seed).integers(0, bank.n_refs, size=(2, -(-n // _STEPS)))
+    first, last = (take_rows(bank.embedding, rows)[:, np.newaxis] for rows in ends)
+    share = np.linspace(0, 1, _STEPS, dtype=np.float32)[:, np.newaxis]
+    return np.asarray((first + share * (last - first)).reshape(-1, first.shape[2])[:n], dtype=np.float32)
 
 
 def _metric(rng: np.random.Generator, dim: int, n_numbers: int | None) -> AffineMetric:

@@ -1,0 +1,196 @@
+"""Patches a second, the whole of `stinfer-run` against the usual PyTorch pipeline and ONNX Runtime alone."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stinfer.bench import Run, Spread, run_once
+from stinfer.contract import F64, MODEL_EMBEDDING
+from stinfer.encoder import Encoder
+from stinfer.encoder_stack import EncoderStack, Member
+from stinfer.machine import cores_allowed
+from stinfer_export.bench.child import run_module
+from stinfer_export.bench.made_up import Size, write_made_up_bank
+from stinfer_export.bench.subjects import BenchSlide, Model, write_places
+from stinfer_export.bench.tables import markdown
+from stinfer_export.registry import STAIN_TEXTURE
+
+BATCH_SIZE = 32
+# How long a whole run is to take, and each of the others, so that fixed costs weigh as in practice.
+RUN_S, OTHERS_S = 12.0, 4.0
+MIN_PLACES, MAX_PLACES = 64, 6000
+# Patches that the bank's references lie around, and that the first rate is measured on.
+_N_SAMPLE = 32
+
+
+@dataclass(frozen=True)
+class Round:
+    """One repetition: all ways of one model, one after the other; patches a second.
+
+    Parameters
+    ----------
+    run : the whole process of `stinfer-run`
+    ort : ONNX Runtime alone
+    eager, channels_last : the PyTorch pipeline, without its imports; None of a model that is not of timm
+    """
+
+    run: Run
+    ort: float
+    eager: float | None
+    channels_last: float | None
+
+    @property
+    def rate(self) -> float:
+        """Places a second of the whole process."""
+        return self.run.n_spots / self.run.seconds
+
+    @property
+    def overhead(self) -> float:
+        """How many times longer the whole process took than ONNX Runtime alone for its patches."""
+        return self.run.seconds / (self.run.n_spots / self.ort)
+
+
+def measure(
+    models: Sequence[Model], slide: BenchSlide, n_rounds: int, folder: Path, say: Callable[[str], None]
+) -> Iterator[tuple[Model, list[Round]]]:
+    """Measure models, one after the other; of each, the ways in turn, again and again.
+
+    Parameters
+    ----------
+    models, slide : see `stinfer_export.bench.subjects`
+    n_rounds : repetitions
+    folder : for what is written meanwhile
+    say : told what is going on
+
+    Yields
+    ------
+    each model and its rounds
+    """
+    for model in models:
+        say(model.label)
+        prepared = _Prepared(model, slide, folder)
+        prepared.whole_run()  # warms the files
+        yield model, [prepared.round() for _ in range(n_rounds)]
+
+
+class _Prepared:
+    """A model, a bank of it, and as many places as take a run of the wanted length."""
+
+    def __init__(self, model: Model, slide: BenchSlide, folder: Path) -> None:
+        self._model, self._slide, self._folder = model, slide, folder
+        self._threads = cores_allowed()
+        size_px = model.card.input_size_px
+        self._sample = slide.patches(slide.places(_N_SAMPLE)[:_N_SAMPLE], size_px)
+        np.savez(folder / "sample.npz", self._sample)
+        rate = self._ort(1)
+        encoder = Encoder(model.path.read_bytes(), str(model.path), device="cpu")
+        around = EncoderStack([Member(encoder)], "patch").embed([self._sample])
+        self._bank = folder / "bank.h5"
+        write_made_up_bank(self._bank, model.path.read_bytes(), Size(), around=around)
+        n_wanted = int(min(max(rate * RUN_S, MIN_PLACES), MAX_PLACES))
+        self._centers = slide.places(n_wanted)
+        write_places(folder / "places.csv", self._centers)
+        self._repeats = max(round(rate * OTHERS_S / len(self._sample)), 1)
+        # PyTorch is slower: about as long.
+        self._n_torch = min(len(self._centers), max(int(rate / 2 * OTHERS_S), MIN_PLACES))
+
+    def round(self) -> Round:
+        of_timm = self._model.architecture != STAIN_TEXTURE
+        eager = self._torch(channels_last=False) if of_timm else None
+        run = self.whole_run()
+        channels_last = self._torch(channels_last=True) if of_timm else None
+        return Round(run, self._ort(self._repeats), eager, channels_last)
+
+    def whole_run(self) -> Run:
+        arguments = {
+            "slide": str(self._slide.path), "mpp": self._slide.mpp, "bank": str(self._bank),
+            "spots": str(self._folder / "places.csv"), "batch_size": BATCH_SIZE,
+        }  # fmt: skip
+        return run_once(arguments, self._folder)
+
+    def _ort(self, repeats: int) -> float:
+        spec = {
+            "model": str(self._model.path), "outputs": [MODEL_EMBEDDING], "threads": self._threads,
+            "batches": str(self._folder / "sample.npz"), "repeats": repeats,
+        }  # fmt: skip
+        return _rate(run_module("stinfer_export.bench.ort_alone", spec, self._folder))
+
+    def _torch(self, *, channels_last: bool) -> float:
+        centers: F64 = self._centers[: self._n_torch]
+        spec = {
+            "slide": str(self._slide.path), "centers_l0": centers.tolist(),
+            "side_l0": self._slide.side_l0()[0], "backbone": self._model.architecture,
+            "channels_last": channels_last, "batch_size": BATCH_SIZE, "threads": self._threads,
+        }  # fmt: skip
+        return _rate(run_module("stinfer_export.bench.torch_pipeline", spec, self._folder))
+
+
+def _rate(found: dict[str, Any]) -> float:
+    return float(found["n"]) / float(found["seconds"])
+
+
+def summarize(found: Sequence[tuple[Model, list[Round]]]) -> list[dict[str, Any]]:
+    """Return medians and spread, ready for JSON; ratios are taken within a round."""
+    rows = []
+    for model, rounds in found:
+        figures: dict[str, list[float]] = {
+            "run_per_second": [one.rate for one in rounds],
+            "ort_per_second": [one.ort for one in rounds],
+            "overhead": [one.overhead for one in rounds],
+            "first_batch_s": [one.run.first_batch_s for one in rounds if one.run.first_batch_s is not None],
+            "peak_mb": [one.run.peak_bytes / 1e6 for one in rounds if one.run.peak_bytes is not None],
+            "eager_per_second": [one.eager for one in rounds if one.eager],
+            "channels_last_per_second": [one.channels_last for one in rounds if one.channels_last],
+            "times_eager": [one.rate / one.eager for one in rounds if one.eager],
+            "times_channels_last": [one.rate / one.channels_last for one in rounds if one.channels_last],
+        }
+        stages = {
+            stage: statistics.median(one.run.stages[stage] for one in rounds)
+            for stage in rounds[0].run.stages
+        }
+        rows.append(
+            {
+                "model": model.label,
+                "n_patches": rounds[0].run.n_spots,
+                **{name: Spread.of(values).to_json() for name, values in figures.items() if values},
+                "stages": stages,
+            }
+        )
+    return rows
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Lay out what `summarize` gave as Markdown."""
+    header = [
+        "model", "PyTorch eager", "channels-last", "ONNX Runtime alone", "**whole `stinfer-run`**",
+        "times eager", "time, of alone's", "to first batch", "peak memory",
+    ]  # fmt: skip
+    cells = [
+        [
+            row["model"],
+            _shown(row.get("eager_per_second"), 1),
+            _shown(row.get("channels_last_per_second"), 1),
+            _shown(row["ort_per_second"], 1),
+            f"**{_shown(row['run_per_second'], 1)}**",
+            _shown(row.get("times_eager"), 2),
+            _shown(row["overhead"], 2),
+            _shown(row.get("first_batch_s"), 2, " s"),
+            _shown(row.get("peak_mb"), 0, " MB"),
+        ]
+        for row in rows
+    ]
+    return markdown(header, cells)
+
+
+def _shown(spread: dict[str, float] | None, digits: int, unit: str = "") -> str:
+    """Write a median, and half the distance from lowest to highest."""
+    if spread is None:
+        return "-"
+    half = (spread["highest"] - spread["lowest"]) / 2
+    return f"{spread['median']:.{digits}f} ± {half:.{digits}f}{unit}"
