@@ -44,4 +44,7 @@ ort.create_and_register_allocator(
     ),
 )
 
-__all__ = ["ORT_ERRORS", "SHARED_MEMORY", "ort"]
+# Processors without VNNI cut sums of 8-bit products off, unless they are told to be exact.
+EXACT_INTEGERS = "session.x64quantprecision"
+
+__all__ = ["EXACT_INTEGERS", "ORT_ERRORS", "SHARED_MEMORY", "ort"]
