@@ -21,7 +21,7 @@ from stinfer_export.datasets.section import Section
 from stinfer_export.errors import QuantizationError
 from stinfer_export.evaluation.folds import split_sections
 from stinfer_export.evaluation.methods import predict_as_bank, train
-from stinfer_export.evaluation.run import GeneSet
+from stinfer_export.gene_choice import DEFAULT_MIN_DETECTED, DEFAULT_N_GENES, variable_genes
 from stinfer_export.joining import join_parts, measured
 from stinfer_export.precision.fidelity import Fidelity
 from stinfer_export.section_encoding import Part, encode_section
@@ -143,7 +143,8 @@ def _fold(
 ) -> float:
     quiet = _Quiet()
     joined = join_parts([parts[name] for name in known], plan.gene_join, quiet)
-    training = train(joined, layout, plan, GeneSet().choose(joined, quiet), quiet)
+    genes = variable_genes(joined.expression, DEFAULT_N_GENES, DEFAULT_MIN_DETECTED)
+    training = train(joined, layout, plan, genes, quiet)
     part = parts[held_out]
     truth, _ = measured(part, training.names)
     return float(np.nan_to_num(pearson_by_gene(predict_as_bank(training, part.embeddings), truth)).mean())

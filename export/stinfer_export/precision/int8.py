@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import onnx
 
+from stinfer_export.errors import QuantizationError
 from stinfer_export.precision import qdq
 from stinfer_export.precision.fidelity import Fidelity, compare
 from stinfer_export.precision.ranges import METHODS, Method, count_values
@@ -63,6 +64,9 @@ def quantize_backbone(original: onnx.ModelProto, sample: Sample) -> Int8Model:
     """
     named = qdq.name_nodes(original)
     always = qdq.pooled_layers(named)
+    if set(qdq.find_layers(named)) <= always:
+        cause = "it has no layers that could be in eight bits"
+        raise QuantizationError(cause)
     tensors = qdq.tensors_between(named, qdq.quantized_nodes(named, always))
     logger.info("calibrating %d tensors on %d patches", len(tensors), len(sample.calibration))
     histograms = count_values(named, tensors, sample.calibration)
@@ -85,7 +89,7 @@ def quantize_backbone(original: onnx.ModelProto, sample: Sample) -> Int8Model:
     costs = qdq.multiplications(named, {name: one.per_patch for name, one in histograms.items()}, always)
     first: list[str] = []
     in_float = set(always)
-    for name in list(costs)[:MOST_FIRST_LAYERS]:
+    for name in list(costs)[: min(MOST_FIRST_LAYERS, len(costs) - 1)]:
         first.append(name)
         if sum(costs[one] for one in first) > MOST_IN_FLOAT * sum(costs.values()):
             break

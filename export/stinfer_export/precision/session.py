@@ -56,7 +56,7 @@ def encode(session: ort.InferenceSession, patches: U8, batch_size: int = 16) -> 
     Raises
     ------
     QuantizationError
-        ONNX Runtime fails on them.
+        ONNX Runtime fails on them, or a value is not finite.
     """
     names = [output.name for output in session.get_outputs()]
     found: dict[str, list[F32]] = {name: [] for name in names}
@@ -64,7 +64,11 @@ def encode(session: ort.InferenceSession, patches: U8, batch_size: int = 16) -> 
         try:
             given = session.run(names, {MODEL_INPUT: patches[first : first + batch_size]})
         except ORT_ERRORS as error:
-            raise QuantizationError(f"ONNX Runtime cannot run it ({first_line(error)})") from error
+            cause = f"ONNX Runtime cannot run it ({first_line(error)})"
+            raise QuantizationError(cause) from error
         for name, values in zip(names, given, strict=True):
+            if not np.isfinite(values).all():
+                cause = f"its {name} is not finite"
+                raise QuantizationError(cause)
             found[name].append(values.mean(axis=(2, 3)) if values.ndim == 4 else values)
     return {name: np.concatenate(parts).astype(np.float32) for name, parts in found.items()}
