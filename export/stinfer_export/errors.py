@@ -162,7 +162,8 @@ class QuantizationError(ExportError, ArithmeticError):
     def __init__(self, cause: str) -> None:
         super().__init__(
             f"no model of less precision is made: {cause}",
-            "nothing was written; use --precision fp32, or calibrate on more tissue of the kind to be predicted",
+            "nothing was written; use --precision fp32, or calibrate on more tissue, of the kind that "
+            "is to be predicted",
         )
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from stinfer.bank import Bank
-from stinfer.contract import ModelCard
+from stinfer.contract import MODEL_SUFFIXES, ModelCard
 from stinfer.encoder import Encoder
 from stinfer.encoder_stack import EncoderStack
 from stinfer.errors import BankError, ExtraMissingError, ModelError, SettingError
@@ -111,7 +111,7 @@ def _export_lower(
 
     # Before the minutes that converting takes.
     tissue = None if calibrate is None else find_tissue_source(calibrate)
-    target = out_dir / f"{resolve(name).name}.{precision}.onnx"
+    target = out_dir / f"{resolve(name).name}{MODEL_SUFFIXES[precision]}"
     make_folder(out_dir)
     refuse_existing(target, overwrite=overwrite)
     with tempfile.TemporaryDirectory(prefix="stinfer-") as folder:

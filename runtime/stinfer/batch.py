@@ -73,6 +73,7 @@ def predict_slides(
     weighting: Weighting | None = None,
     batch_size: int = DEFAULT_BATCH_SIZE,
     threads: int | None = None,
+    model: str | Path | None = None,
     overwrite: bool = False,
     log: str | Path | None = None,
     progress: Progress | None = None,
@@ -89,7 +90,7 @@ def predict_slides(
     bank : reference bank
     out_dir : folder for the predictions, made if need be; by default the working folder
     mpp, pitch_um, genes, png, intervals, save_neighbors, device, search, k, weighting, batch_size, threads,
-    overwrite, log, progress
+    model, overwrite, log, progress
         as for `stinfer.predict_slide`, for all slides alike
 
     Returns
@@ -104,11 +105,11 @@ def predict_slides(
     arguments: dict[str, Any] = {
         "mpp": mpp, "pitch_um": pitch_um, "genes": genes, "png": png, "intervals": intervals,
         "save_neighbors": save_neighbors, "device": device, "search": search, "k": k, "weighting": weighting,
-        "batch_size": batch_size, "threads": threads, "overwrite": overwrite,
+        "batch_size": batch_size, "threads": threads, "model": model, "overwrite": overwrite,
     }  # fmt: skip
     drawn = [png] if isinstance(png, str) else list(png)
     with logging_to(log), logged_run(slides=[str(slide) for slide in slides], bank=str(bank)):
-        opened = OpenBank(bank, device=device, threads=threads, search=search)
+        opened = OpenBank(bank, device=device, threads=threads, search=search, model=model)
         for chosen in (genes, *([gene] for gene in drawn)):
             accuracy = opened.bank.gene_columns.get("cv_pearson")
             select_genes(chosen, opened.bank.genes, opened.bank.gene_ids, accuracy=accuracy)

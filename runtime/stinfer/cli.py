@@ -267,6 +267,13 @@ def encoding_options(command: Callable[P, R]) -> Callable[P, R]:
 )
 @encoding_options
 @click.option(
+    "--model",
+    type=_FILE,
+    metavar="FILE",
+    help="Encode with this file in place of the bank's own: the same weights in another precision, as fp16 "
+    "for CUDA. Refused where the two do not agree on the slide. [default: the bank's]",
+)
+@click.option(
     "--search",
     type=click.Choice(["auto", "exact", "annoy"]),
     default="auto",

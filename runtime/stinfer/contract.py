@@ -21,6 +21,8 @@ Bool = npt.NDArray[np.bool_]
 AnyArray = npt.NDArray[Any]
 
 MODEL_FORMAT_VERSION = 1
+# What the name of a model's file ends with, by its precision.
+MODEL_SUFFIXES = {"fp32": ".onnx", "fp16": ".fp16.onnx", "int8": ".int8.onnx"}
 BANK_FORMAT_VERSION = 3
 PREDICTION_FORMAT_VERSION = 2
 MAP_FORMAT_VERSION = 2

@@ -17,7 +17,7 @@ from stinfer.embed_subject import encoding_recipe, iter_embeddings
 from stinfer.encoder import Device
 from stinfer.errors import NoTissueError, OutputExistsError, SettingError, check_choice
 from stinfer.feature_map import Progress
-from stinfer.files import is_file, refuse_existing, refuse_same_file, written_together
+from stinfer.files import is_file, refuse_existing, refuse_same_file, sha256_file, written_together
 from stinfer.finished import asked_for, read_finished, request_sha256, slide_fingerprint
 from stinfer.genes import ALL, select_genes
 from stinfer.lock import locked
@@ -35,7 +35,7 @@ from stinfer.prediction import (
     write_csv,
     write_prediction,
 )
-from stinfer.record import Notices
+from stinfer.record import Notices, plain_name
 from stinfer.report import (
     bank_intervals,
     domain_columns,
@@ -47,6 +47,7 @@ from stinfer.report import (
     slide_image,
 )
 from stinfer.run_log import log_event, logged_slide, logging_to, stage
+from stinfer.stand_in import refuse_disagreement
 from stinfer.step_file import own_outputs
 from stinfer.subject import open_subject
 
@@ -139,6 +140,7 @@ def predict_slide(
     weighting: Weighting | None = None,
     batch_size: int = DEFAULT_BATCH_SIZE,
     threads: int | None = None,
+    model: str | Path | None = None,
     overwrite: bool = False,
     log: str | Path | None = None,
     progress: Progress | None = None,
@@ -158,7 +160,8 @@ def predict_slide(
     Parameters
     ----------
     slide : whole-slide file or image, or a map that `save_map` wrote
-    bank : reference bank, or one that is open; `device`, `search` and `threads` are then as it was opened
+    bank : reference bank, or one that is open; `device`, `search`, `threads` and `model` are then as it was
+        opened
     out : prediction to write, by default ``<slide>.stinfer.h5ad`` in the working folder
     mpp : µm per level-0 pixel, or those of x and y, where the slide does not say or is wrong
     tissue_mask : PNG or TIFF that says where tissue is, not 0; by default it is found
@@ -178,6 +181,8 @@ def predict_slide(
     weighting : ``uniform``, ``inverse`` or ``softmax``, by default the bank's
     batch_size : patches encoded at a time
     threads : cores to use, by default those allowed
+    model : file of the bank's model in another precision, to encode with in its place; refused where the
+        two do not agree on the slide's tissue
     overwrite : replace existing outputs
     log : file to append to, a JSON object a line, for programs to read
     progress : called with what is done, how much there is, and of what: patches, regions or bands
@@ -197,13 +202,15 @@ def predict_slide(
     asked = asked_for(
         mpp=mpp, tissue_mask=tissue_mask, spots=spots, pitch_um=pitch_um, genes=genes, png=png,
         intervals=intervals, save_neighbors=save_neighbors, device=device, search=search, k=k,
-        weighting=weighting, batch_size=batch_size,
+        weighting=weighting, batch_size=batch_size, model=model,
     )  # fmt: skip
     if spots is not None and pitch_um is not None:
         what = "--spots and --pitch-um contradict each other: the file says where to predict"
         raise SettingError(what, "give one of them")
     opened = (
-        bank if isinstance(bank, OpenBank) else OpenBank(bank, device=device, threads=threads, search=search)
+        bank
+        if isinstance(bank, OpenBank)
+        else OpenBank(bank, device=device, threads=threads, search=search, model=model)
     )
     opened_bank = opened.bank
     settings = opened_bank.settings
@@ -221,10 +228,15 @@ def predict_slide(
     if map_path is not None and settings.pooling != "map":
         what = f"--save-map: bank {opened_bank.path} encodes patches, and makes no map"
         raise SettingError(what, "leave it out, or build the bank with --pooling map")
+    if map_path is not None and opened.model is not None:
+        what = "--save-map keeps what the bank's own model has encoded, and --model is another"
+        raise SettingError(what, "leave out one of them")
     outputs = [path for path in (out, csv_path, ome_path, map_path, *png_paths) if path is not None]
     gene_list = genes if isinstance(genes, str) and is_file(Path(genes)) else None
     inputs = [
-        Path(path) for path in (slide, opened_bank.path, spots, gene_list, tissue_mask) if path is not None
+        Path(path)
+        for path in (slide, opened_bank.path, spots, gene_list, tissue_mask, opened.model)
+        if path is not None
     ]
     # The preview is a product of its own: it stays if the run fails.
     at_once = [] if preview_path is None else [preview_path]
@@ -265,6 +277,7 @@ def predict_slide(
         else:
             places = places_from_file(subject, spots, settings.spot_diameter_um)
         log_event("places", **places.record)
+        cosine = refuse_disagreement(opened, subject, places.centers_l0)
         if preview_path is not None:
             draw_run_preview(preview_path, subject, places)
         notice_guesses(notices, subject, places, opened_bank, encoders)
@@ -291,6 +304,7 @@ def predict_slide(
             "provider": encoders.provider,
             "batch_size": batch_size,
             "request_sha256": request_sha256(fingerprint, opened.sha256, asked),
+            **({} if opened.model is None else _model_record(opened.model, cosine)),
         }
         table = PredictionTable(
             spots=places.names,
@@ -362,6 +376,11 @@ def finished_before(slide: Path, bank: OpenBank, out: Path, arguments: Mapping[s
     if found.request_sha256 != request_sha256(slide_fingerprint(slide), bank.sha256, asked):
         raise OutputExistsError(out, ", and is of another slide, bank or arguments")
     return found.n_spots
+
+
+def _model_record(model: Path, cosine: float | None) -> dict[str, Any]:
+    """Return what is recorded of a model that stood in for the bank's own."""
+    return {"model": plain_name(model.name), "model_sha256": sha256_file(model), "model_cosine": cosine}
 
 
 def _check_count(name: str, value: object) -> None:

@@ -384,7 +384,9 @@ def test_a_spoiled_model_is_refused_with_the_numbers(squares, tmp_path):
     broken = write_network(tmp_path / "broken.onnx", head=0.0)
     sections = find_tissue_source(squares).sections
 
-    with pytest.raises(QuantizationError, match=r"falls by more than 0\.005 \(patch 0\.\d{4} to -?0\.\d{4}\)"):
+    with pytest.raises(
+        QuantizationError, match=r"falls by more than 0\.005 \(patch 0\.\d{4} to -?0\.\d{4}\)"
+    ):
         gate.check_accuracy(sections, network, broken, has_map=False)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stinfer.contract import F32, F64, MODEL_EMBEDDING
+from stinfer.contract import F32, F64, I64, MODEL_EMBEDDING
 
 N_NEIGHBORS = 50
 
@@ -77,11 +77,10 @@ def _overlap(one: F32, other: F32, n_neighbors: int) -> float:
     return float(np.mean(shared)) / n_neighbors
 
 
-def _nearest(embedding: F64, n_neighbors: int) -> F64:
+def _nearest(embedding: F64, n_neighbors: int) -> I64:
     """Return the rows of largest cosine, (n, n_neighbors), a row itself left out."""
     lengths = np.linalg.norm(embedding, axis=1, keepdims=True)
     unit = embedding / np.where(lengths > 0, lengths, 1.0)
     similarity = unit @ unit.T
     np.fill_diagonal(similarity, -np.inf)
-    found: F64 = np.argsort(-similarity, axis=1, kind="stable")[:, :n_neighbors]
-    return found
+    return np.argsort(-similarity, axis=1, kind="stable")[:, :n_neighbors].astype(np.int64)

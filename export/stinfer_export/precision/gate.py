@@ -87,9 +87,7 @@ def check_accuracy(
         Of the sections or their slides.
     """
     plan = BankPlan(her2st.NAME, her2st.PITCH_UM, her2st.SPOT_DIAMETER_UM)
-    plain = BankPlan(
-        her2st.NAME, her2st.PITCH_UM, her2st.SPOT_DIAMETER_UM, pooling="patch", metric="none"
-    )
+    plain = BankPlan(her2st.NAME, her2st.PITCH_UM, her2st.SPOT_DIAMETER_UM, pooling="patch", metric="none")
     plans = [plain, *([with_preset(plan, "fast")] if has_map else [])]
     results = [
         Accuracy(one.pooling or "map", *(_mean_pearson(sections, one, path) for path in (original, found)))
@@ -114,7 +112,8 @@ def check_fidelity(fidelity: Fidelity) -> None:
     low = {name: value for name, value in fidelity.cosine.items() if not value >= LEAST_COSINE}
     if low:
         told = ", ".join(f"{name} {value:.4f}" for name, value in low.items())
-        raise QuantizationError(f"the cosine to the original is below {LEAST_COSINE} ({told})")
+        cause = f"the cosine to the original is below {LEAST_COSINE} ({told})"
+        raise QuantizationError(cause)
     if not fidelity.overlap >= LEAST_OVERLAP:
         cause = (
             f"of the {fidelity.n_neighbors} nearest neighbors {fidelity.overlap:.0%} stay the same, "

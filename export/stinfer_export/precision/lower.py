@@ -1,4 +1,4 @@
-"""From a model file in single precision to one in half precision or in eight bits, measured and told in it."""
+"""From a model file in single precision to one in half precision or in eight bits, which says how it does."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def write_int8(original: Path, tissue: Tissue, target: Path, *, overwrite: bool)
             check_fidelity(made.fidelity)
             gate = "fidelity only: no expression of two sections"
             logger.warning(
-                "%s has no expression of two sections: that it costs at most %s of the correlation is not shown",
+                "%s has no expression of two sections: a loss of correlation above %s is not ruled out",
                 tissue.name,
                 MOST_LOST,
             )
@@ -119,7 +119,8 @@ def write_fp16(original: Path, target: Path, *, overwrite: bool) -> Fidelity:
     low = {name: value for name, value in fidelity.cosine.items() if not value >= LEAST_COSINE_HALF}
     if low:
         told = ", ".join(f"{name} {value:.6f}" for name, value in low.items())
-        raise QuantizationError(f"the cosine to the original is below {LEAST_COSINE_HALF} ({told})")
+        cause = f"the cosine to the original is below {LEAST_COSINE_HALF} ({told})"
+        raise QuantizationError(cause)
     card = replace(card, precision="fp16", fp32_sha256=sha256_file(original))
     with written_beside(target) as partial:
         _write(found, card, {"cosine": _told(fidelity)["cosine"]}, partial)
@@ -133,7 +134,7 @@ def _read(path: Path) -> tuple[onnx.ModelProto, ModelCard]:
 
 
 def _told(fidelity: Fidelity) -> dict[str, str]:
-    """What a file says of its own fidelity."""
+    """Return what a file says of its own fidelity."""
     return {
         "cosine": ", ".join(f"{name} {value:.6f}" for name, value in fidelity.cosine.items()),
         "neighbor_overlap": (

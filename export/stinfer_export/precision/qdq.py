@@ -40,9 +40,7 @@ def name_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
 def find_layers(model: onnx.ModelProto) -> list[str]:
     """List the nodes that multiply with weights of their own, in order."""
     constants = {item.name for item in model.graph.initializer}
-    return [
-        node.name for node in model.graph.node if node.op_type in _LAYERS and node.input[1] in constants
-    ]
+    return [node.name for node in model.graph.node if node.op_type in _LAYERS and node.input[1] in constants]
 
 
 def multiplications(
@@ -75,7 +73,7 @@ def multiplications(
 
 
 def pooled_layers(model: onnx.ModelProto) -> set[str]:
-    """Find layers that work on means of whole images alone, as those of squeeze-excitation: they cost nothing."""
+    """Find layers that work on means of whole images, as those of squeeze-excitation: they cost nothing."""
     constants = {item.name for item in model.graph.initializer}
     pooled: set[str] = set()
     found = set()
@@ -156,8 +154,8 @@ def quantize(
         quantizer.quantize_model()
     finally:
         logging.disable(logging.NOTSET)
-    found = quantizer.model.model
-    # What it adds of its own says which tools made it; the domain of ONNX Runtime's operators it does not use.
+    found: onnx.ModelProto = quantizer.model.model
+    # What it adds says which tools made it, and names a domain of operators that it does not use.
     del found.opset_import[:]
     found.opset_import.extend(model.opset_import)
     found.ir_version, found.producer_name = model.ir_version, model.producer_name

@@ -148,7 +148,7 @@ def _least_divergence(counts: F64) -> int:
 
 
 def _divergence(reference: F64, spread: F64) -> float:
-    """Kullback-Leibler divergence of `spread` from `reference`; infinite where it knows nothing of a value."""
+    """Kullback-Leibler divergence of `spread` from `reference`; infinite where it has none of a value."""
     total = spread.sum()
     taken = reference > 0
     if total == 0 or (spread[taken] == 0).any():

@@ -123,7 +123,7 @@ def _halves(slide: Slide, mask: TissueMask, side_um: float) -> tuple[F64, F64]:
     each (n, 2), level-0 px, in no order of place
     """
     extent = extent_l0(side_um, slide.mpp)
-    rows, columns = np.nonzero(mask.mask)
+    columns = np.nonzero(mask.mask)[1]
     middle = float(np.median(columns)) * mask.l0_per_px[0] if len(columns) else 0.0
     steps = [side / 2 for side in extent]
     grid = [np.arange(step, size - step, step) for step, size in zip(steps, slide.size_l0, strict=True)]
