@@ -70,7 +70,6 @@ def quantize_backbone(original: onnx.ModelProto, sample: Sample) -> Int8Model:
     tensors = qdq.tensors_between(named, qdq.quantized_nodes(named, always))
     logger.info("calibrating %d tensors on %d patches", len(tensors), len(sample.calibration))
     histograms = count_values(named, tensors, sample.calibration)
-    # Serialised again, so that both sides went through the same hands.
     truth = encode(open_session(original.SerializeToString()), sample.held_out)
     some = {name: values[:N_COMPARED] for name, values in truth.items()}
 
