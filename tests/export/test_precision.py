@@ -6,16 +6,19 @@ import importlib.util
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-pytest.importorskip("sympy")
-
+import stinfer
+from stinfer import h5ad
 from stinfer.contract import ModelCard
 from stinfer.encoder import Encoder
 from stinfer.errors import OutputExistsError, SettingError
+from stinfer_export.bank_builder import build_bank
+from stinfer_export.bank_plan import BankPlan
 from stinfer_export.errors import QuantizationError
 from stinfer_export.precision import gate, int8, lower, qdq
 from stinfer_export.precision.fidelity import Fidelity, compare
@@ -490,6 +493,32 @@ def test_half_precision_says_the_same(network, patches, tmp_path):
     again = tmp_path / "again.onnx"
     lower.write_fp16(network, again, overwrite=False)
     assert again.read_bytes() == target.read_bytes()
+
+
+@pytest.mark.usefixtures("few")
+def test_half_precision_stands_in_for_the_banks_model_and_eight_bits_do_not(network, squares, tmp_path):
+    half, eight, bank = (tmp_path / name for name in ("net.fp16.onnx", "net.int8.onnx", "bank.h5"))
+    lower.write_fp16(network, half, overwrite=False)
+    lower.write_int8(network, find_tissue_source(squares), eight, overwrite=False)
+    eight.write_bytes(spoiled_bytes(eight.read_bytes()))
+    plan = BankPlan("her2st", 200.0, 100.0, pooling="patch", metric="none", k=5)
+    build_bank(find_tissue_source(squares).sections, plan, [network], bank, device="cpu")
+    asked = {
+        "spots": squares / "ST-spotfiles/B1_selection.tsv",
+        "mpp": 10.0,
+        "device": "cpu",
+        "search": "exact",
+    }
+    slide = squares / "ST-imgs/B/B1/squares.png"
+
+    stinfer.predict_slide(slide, bank, out=tmp_path / "own.h5ad", **asked)
+    stinfer.predict_slide(slide, bank, out=tmp_path / "half.h5ad", model=half, **asked)
+
+    with h5py.File(tmp_path / "own.h5ad") as own, h5py.File(tmp_path / "half.h5ad") as other:
+        assert 0.9999 <= h5ad.read_scalars(other["uns/stinfer/run"])["model_cosine"] < 1
+        np.testing.assert_allclose(h5ad.read_array(other, "X"), h5ad.read_array(own, "X"), atol=0.02)
+    with pytest.raises(SettingError, match=r"\(int8\) does not agree with .* \(fp32\): cosine 0\.0000"):
+        stinfer.predict_slide(slide, bank, out=tmp_path / "eight.h5ad", model=eight, **asked)
 
 
 def test_what_half_precision_cannot_hold_is_refused(tmp_path):
