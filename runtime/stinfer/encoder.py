@@ -30,7 +30,7 @@ from stinfer.errors import (
     first_line,
 )
 from stinfer.onnx_guard import find_forbidden
-from stinfer.onnx_runtime import EXACT_INTEGERS, ORT_ERRORS, SHARED_MEMORY, ort
+from stinfer.onnx_runtime import ORT_ERRORS, SHARED_MEMORY, keep_sums_exact, ort
 
 Device = Literal["auto", "cpu", "cuda"]
 _CPU = "CPUExecutionProvider"
@@ -218,7 +218,7 @@ def _load(
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # its fallbacks are checked and reported by us
-    options.add_session_config_entry(EXACT_INTEGERS, "1")
+    keep_sums_exact(options, model)
     if large:
         # Regions differ in size: a plan of memory for each size would double what is held.
         options.enable_mem_pattern = False
