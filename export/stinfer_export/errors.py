@@ -15,6 +15,7 @@ A branch of the tree of `stinfer.errors`; each class is also a builtin::
         ├── ArchiveError                   (OSError)       what was fetched cannot be unpacked
         ├── ParityError                    (ArithmeticError)  ONNX Runtime computes something else
         ├── BankMergeError                 (ValueError)    banks that do not go together
+        ├── QuantizationError              (ArithmeticError)  a model of less precision says too little
         └── DatasetError                   (ValueError)    measured sections that cannot be read
 """
 
@@ -153,6 +154,17 @@ class ParityError(ExportError, ArithmeticError):
         super().__init__(
             f"the ONNX file of {name} does not compute what the network computes: {cause}",
             "the file was not kept; try another version of torch, or another backbone",
+        )
+
+
+class QuantizationError(ExportError, ArithmeticError):
+    """A model of less precision cannot be made, or says too little of what the original says."""
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(
+            f"no model of less precision is made: {cause}",
+            "nothing was written; use --precision fp32, or calibrate on more tissue, of the kind that "
+            "is to be predicted",
         )
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from stinfer.bank import Bank
-from stinfer.contract import ModelCard
+from stinfer.contract import MODEL_SUFFIXES, ModelCard
 from stinfer.encoder import Encoder
 from stinfer.encoder_stack import EncoderStack
 from stinfer.errors import BankError, ExtraMissingError, ModelError, SettingError
@@ -21,9 +23,11 @@ from stinfer_export.bank_builder import build_bank, open_models
 from stinfer_export.bank_fit import Layout, default_distance, default_k, default_metric
 from stinfer_export.bank_plan import BankPlan, with_preset
 from stinfer_export.datasets import her2st
-from stinfer_export.registry import PAPER_BACKBONES, STAIN_TEXTURE, find_checkpoints
+from stinfer_export.registry import PAPER_BACKBONES, STAIN_TEXTURE, find_checkpoints, resolve
 
 logger = logging.getLogger(__name__)
+
+Precision = Literal["fp32", "fp16", "int8"]
 
 CHECKPOINTS = Path("models/checkpoints")
 MODELS = Path("models")
@@ -34,14 +38,26 @@ HER2ST_URL = "https://github.com/almaan/her2st"
 
 
 def export_backbone(
-    name: str, checkpoint: Path | None, out_dir: Path, *, pretrained: bool = False, overwrite: bool = False
+    name: str,
+    checkpoint: Path | None,
+    out_dir: Path,
+    *,
+    pretrained: bool = False,
+    overwrite: bool = False,
+    precision: Precision = "fp32",
+    calibrate: Path | None = None,
 ) -> Path:
     """Write the ONNX file of a backbone, of timm's or our own.
+
+    In another precision than fp32 it is ``NAME.fp16.onnx`` or ``NAME.int8.onnx``, made of the file that
+    would be written else.
 
     Parameters
     ----------
     name : timm name, with or without tag, or ``stain_texture``
     checkpoint, pretrained, overwrite, out_dir : as for `stinfer_export.convert.convert_backbone`
+    precision : of weights and arithmetic
+    calibrate : with ``int8`` the tissue to measure on: a her2st data set, a folder of slides, or a slide
 
     Returns
     -------
@@ -50,8 +66,15 @@ def export_backbone(
     Raises
     ------
     StInferError
-        See `convert_backbone`.
+        See `convert_backbone`, and `stinfer_export.precision.lower`.
     """
+    if (precision == "int8") != (calibrate is not None):
+        what = "a model in eight bits is calibrated on tissue, and no other is"
+        raise SettingError(what, "give --precision int8 and --calibrate DATASET together")
+    if precision != "fp32":
+        return _export_lower(
+            name, checkpoint, out_dir, precision, calibrate, pretrained=pretrained, overwrite=overwrite
+        )
     if name != STAIN_TEXTURE:
         from stinfer_export.convert import convert_backbone
 
@@ -68,6 +91,36 @@ def export_backbone(
     card = write_stain_texture(path)
     logger.info("%s: %s", path, describe_map(card))
     return path
+
+
+def _export_lower(
+    name: str,
+    checkpoint: Path | None,
+    out_dir: Path,
+    precision: Precision,
+    calibrate: Path | None,
+    *,
+    pretrained: bool,
+    overwrite: bool,
+) -> Path:
+    if name == STAIN_TEXTURE:
+        what = f"{STAIN_TEXTURE} has no weights, and its formulas need single precision"
+        raise SettingError(what, "leave out --precision; it takes little time as it is")
+    from stinfer_export.precision.lower import write_fp16, write_int8
+    from stinfer_export.precision.tissue_sample import find_tissue_source
+
+    # Before the minutes that converting takes.
+    tissue = None if calibrate is None else find_tissue_source(calibrate)
+    target = out_dir / f"{resolve(name).name}{MODEL_SUFFIXES[precision]}"
+    make_folder(out_dir)
+    refuse_existing(target, overwrite=overwrite)
+    with tempfile.TemporaryDirectory(prefix="stinfer-") as folder:
+        original = export_backbone(name, checkpoint, Path(folder), pretrained=pretrained)
+        if tissue is None:
+            write_fp16(original, target, overwrite=overwrite)
+        else:
+            write_int8(original, tissue, target, overwrite=overwrite)
+    return target
 
 
 def export_all(her2st_dir: Path | None, model: str | None, progress: Progress | None) -> Iterator[str]:

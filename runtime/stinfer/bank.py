@@ -17,7 +17,15 @@ from stinfer import h5ad
 from stinfer.bank_parts import ANNOY, compare_hashes, hash_blob, part_of, read_blob
 from stinfer.bank_settings import BankSettings
 from stinfer.bank_shapes import check_shapes
-from stinfer.contract import BANK_FORMAT_VERSION, F32, F64, I64, MERGED_BANK_VERSION, AnyArray
+from stinfer.contract import (
+    BANK_FORMAT_VERSION,
+    F32,
+    F64,
+    I64,
+    MERGED_BANK_VERSION,
+    MODEL_SUFFIXES,
+    AnyArray,
+)
 from stinfer.coverage import Coverage
 from stinfer.errors import (
     BankAlteredError,
@@ -168,14 +176,16 @@ class Bank:
         return found
 
     def _model_beside(self, backbone: str, sha256: str) -> bytes:
-        beside = self.path.with_name(f"{backbone}.onnx")
-        if not is_file(beside):
-            cause = f"the model was left out of it, and there is no {beside.name} beside it"
+        named = [self.path.with_name(f"{backbone}{suffix}") for suffix in MODEL_SUFFIXES.values()]
+        found = [path for path in named if is_file(path)]
+        if not found:
+            cause = f"the model was left out of it, and there is no {named[0].name} beside it"
             raise BankFormatError(self.path, cause)
-        if sha256_file(beside) != sha256:
-            cause = f"its SHA-256 is not the {sha256} that made bank {self.path}"
-            raise ModelFormatError(str(beside), cause)
-        return beside.read_bytes()
+        for path in found:
+            if sha256_file(path) == sha256:
+                return path.read_bytes()
+        cause = f"its SHA-256 is not the {sha256} that made bank {self.path}"
+        raise ModelFormatError(str(found[0]), cause)
 
     @property
     def holds_models(self) -> bool:

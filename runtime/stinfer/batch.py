@@ -75,6 +75,7 @@ def predict_slides(
     weighting: Weighting | None = None,
     batch_size: int = DEFAULT_BATCH_SIZE,
     threads: int | None = None,
+    model: str | Path | None = None,
     overwrite: bool = False,
     log: str | Path | None = None,
     pseudonym: str | Path | None = None,
@@ -92,7 +93,7 @@ def predict_slides(
     bank : reference bank
     out_dir : folder for the predictions, made if need be; by default the working folder
     mpp, pitch_um, genes, png, intervals, save_neighbors, device, search, bank_key, k, weighting, batch_size,
-    threads, overwrite, log, pseudonym, progress
+    threads, model, overwrite, log, pseudonym, progress
         as for `stinfer.predict_slide`, for all slides alike
 
     Returns
@@ -107,15 +108,16 @@ def predict_slides(
     arguments: dict[str, Any] = {
         "mpp": mpp, "pitch_um": pitch_um, "genes": genes, "png": png, "intervals": intervals,
         "save_neighbors": save_neighbors, "device": device, "search": search, "k": k, "weighting": weighting,
-        "batch_size": batch_size, "threads": threads, "overwrite": overwrite,
+        "batch_size": batch_size, "threads": threads, "model": model, "overwrite": overwrite,
         "pseudonym": pseudonym,
     }  # fmt: skip
     drawn = [png] if isinstance(png, str) else list(png)
     names = open_pseudonyms(pseudonym)
-    paths = [Path(path) for path in (bank, bank_key, out_dir, log, pseudonym) if path is not None]
+    given = (bank, bank_key, model, out_dir, log, pseudonym)
+    paths = [Path(path) for path in given if path is not None]
     hidden = {} if names is None else names.hidden_words(map(Path, slides), [], paths)
     with logging_to(log), hiding(hidden), logged_run(slides=[str(slide) for slide in slides], bank=str(bank)):
-        opened = OpenBank(bank, device=device, threads=threads, search=search, bank_key=bank_key)
+        opened = OpenBank(bank, device=device, threads=threads, search=search, bank_key=bank_key, model=model)
         for chosen in (genes, *([gene] for gene in drawn)):
             accuracy = opened.bank.gene_columns.get("cv_pearson")
             select_genes(chosen, opened.bank.genes, opened.bank.gene_ids, accuracy=accuracy)

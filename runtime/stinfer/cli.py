@@ -110,6 +110,13 @@ _ONE_SLIDE = ("out", "spots", "csv", "ome_tiff", "save_map", "tissue_mask", "pre
 )
 @encoding_options
 @click.option(
+    "--model",
+    type=FILE,
+    metavar="FILE",
+    help="Encode with this file in place of the bank's own: the same weights in another precision, as fp16 "
+    "for CUDA. Refused where the two do not agree on the slide. [default: the bank's]",
+)
+@click.option(
     "--search",
     type=click.Choice(["auto", "exact", "annoy"]),
     default="auto",

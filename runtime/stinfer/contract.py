@@ -21,6 +21,8 @@ Bool = npt.NDArray[np.bool_]
 AnyArray = npt.NDArray[Any]
 
 MODEL_FORMAT_VERSION = 1
+# What the name of a model's file ends with, by its precision.
+MODEL_SUFFIXES = {"fp32": ".onnx", "fp16": ".fp16.onnx", "int8": ".int8.onnx"}
 # Of a bank that was built of sections, and of one that was merged of banks.
 BANK_FORMAT_VERSION = 3
 MERGED_BANK_VERSION = 4
@@ -80,11 +82,12 @@ class ModelCard:
     channels : channels of ``features``; 0 where the backbone has no such output
     stride : pixels per cell of ``features``; 0 where the backbone has no such output
     checkpoint_sha256 : of the weights' file; empty where there are no weights
-    precision : ``fp32``
+    precision : ``fp32``, ``fp16`` or ``int8``
     moments : channels of ``moments_0``, ``moments_1`` …, what earlier stages tell of a cell's texture; empty
         where the backbone has no such outputs
     map_traits : how to join a map of regions; None where that cannot be done
     map_refusal : why it cannot; empty where it can
+    fp32_sha256 : of the file in single precision that one of another precision was made of; else empty
     """
 
     backbone: str
@@ -97,6 +100,7 @@ class ModelCard:
     moments: tuple[int, ...] = ()
     map_traits: MapTraits | None = None
     map_refusal: str = "its model file does not say how: export it again"
+    fp32_sha256: str = ""
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -121,6 +125,7 @@ class ModelCard:
             "stinfer.stride": str(self.stride),
             "stinfer.checkpoint_sha256": self.checkpoint_sha256,
             "stinfer.precision": self.precision,
+            **({"stinfer.fp32_sha256": self.fp32_sha256} if self.fp32_sha256 else {}),
             **({"stinfer.moments": " ".join(map(str, self.moments))} if self.moments else {}),
             **traits,
         }
@@ -152,6 +157,7 @@ class ModelCard:
             checkpoint_sha256=props["stinfer.checkpoint_sha256"],
             precision=props["stinfer.precision"],
             moments=_read_moments(props),
+            fp32_sha256=props.get("stinfer.fp32_sha256", ""),
             **_read_traits(props),
         )
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 
@@ -245,3 +246,40 @@ def open_encoders(bank: Bank, *, device: Device, threads: int | None) -> Encoder
         cause = f"its embeddings have dim {dim}, the bank's metric expects {len(bank.metric.mean)}"
         raise ModelFormatError(source, cause)
     return encoders
+
+
+def with_model(own: EncoderStack, path: Path, *, device: Device, threads: int | None) -> EncoderStack:
+    """Put a model of another precision in the place of the same network's.
+
+    Parameters
+    ----------
+    own : the bank's models
+    path : the other model's file
+    device, threads : as for the bank's
+
+    Raises
+    ------
+    SettingError
+        The file cannot be read, or is of no network of the bank.
+    ModelFormatError
+        It is no model of ours.
+    """
+    try:
+        model = path.read_bytes()
+    except OSError as error:
+        what = f"--model {path} cannot be read: {error.strerror}"
+        raise SettingError(what, "write one with stinfer-export backbone NAME --precision fp16") from error
+    other = Encoder(model, str(path), pooling=own.pooling, device=device, threads=threads)
+    members = [
+        replace(member, encoder=other) if _same_network(member.encoder, other) else member
+        for member in own.members
+    ]
+    if not any(_same_network(member.encoder, other) for member in own.members):
+        what = f"--model {path} is not of the weights of {own.name}, in another precision"
+        raise SettingError(what, "leave it out, or make it of the same checkpoint as the bank's model")
+    return EncoderStack(members, own.pooling)
+
+
+def _same_network(one: Encoder, other: Encoder) -> bool:
+    cards = [replace(encoder.card, precision="", fp32_sha256="") for encoder in (one, other)]
+    return cards[0] == cards[1] and one.sha256 != other.sha256

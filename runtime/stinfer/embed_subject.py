@@ -12,6 +12,7 @@ from stinfer.checkpoint import Checkpoint
 from stinfer.contract import F32, I64
 from stinfer.embed import FieldOfView, iter_map_embeddings, iter_patch_embeddings
 from stinfer.feature_map import CellSource, Progress, SlideCells, tissue_on
+from stinfer.files import sha256_file
 from stinfer.integrity import hash_arrays
 from stinfer.map_file import MapFile, MapRecipe, writing_map
 from stinfer.open_bank import OpenBank
@@ -39,6 +40,7 @@ def encoding_recipe(subject: Subject, fingerprint: str, opened: OpenBank) -> dic
         "tissue": hash_arrays(subject.tissue().mask),
         "pooling": opened.bank.settings.pooling,
         **asdict(MapRecipe.of(opened.bank)),
+        **({} if opened.model is None else {"model_sha256": sha256_file(opened.model)}),
         "provider": opened.encoders.provider,
         "machine": platform.machine(),
         "software": software_versions(),

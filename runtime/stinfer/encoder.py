@@ -31,7 +31,7 @@ from stinfer.errors import (
 )
 from stinfer.machine import cores_allowed
 from stinfer.onnx_guard import find_forbidden
-from stinfer.onnx_runtime import ORT_ERRORS, SHARED_MEMORY, ort
+from stinfer.onnx_runtime import ORT_ERRORS, SHARED_MEMORY, keep_sums_exact, ort
 
 Device = Literal["auto", "cpu", "cuda"]
 _CPU = "CPUExecutionProvider"
@@ -231,6 +231,7 @@ def _load(
     options.add_session_config_entry(SHARED_MEMORY, "1")
     # Threads that wait busily for what to encode next keep the cores from what reads, searches and averages.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    keep_sums_exact(options, model)
     if large:
         # Regions differ in size: a plan of memory for each size would double what is held.
         options.enable_mem_pattern = False

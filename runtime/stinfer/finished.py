@@ -74,13 +74,15 @@ def asked_for(
     pitch_um: float | None = None,
     genes: str | Sequence[str] | None = None,
     png: str | Sequence[str] = (),
+    model: str | Path | None = None,
     **others: Any,
 ) -> dict[str, Any]:
     """Return the arguments of a run that its result depends on, each in one form.
 
     Parameters
     ----------
-    mpp, spots, tissue_mask, pitch_um, genes, png : see `stinfer.predict_slide`; a file is what it holds
+    mpp, spots, tissue_mask, pitch_um, genes, png, model : see `stinfer.predict_slide`; a file is what it
+        holds
     others : texts, numbers and None; those that change no result are left out
     """
     if isinstance(genes, str):
@@ -94,6 +96,7 @@ def asked_for(
         "pitch_um": None if pitch_um is None else float(pitch_um),
         "genes": listed,
         "png": list(dict.fromkeys([png] if isinstance(png, str) else png)),
+        **({} if model is None else {"model": _hash_of(model)}),
         **{name: value for name, value in others.items() if name not in _WITHOUT_EFFECT},
     }
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stinfer.bank import Bank
 from stinfer.contract import F32
-from stinfer.embed import open_encoders
+from stinfer.embed import open_encoders, with_model
 from stinfer.encoder import Device
 from stinfer.encoder_stack import EncoderStack
 from stinfer.files import sha256_file
@@ -32,6 +32,7 @@ class OpenBank:
     device, threads : see `stinfer.embed.open_encoders`
     search : see `stinfer.neighbors.choose_search`
     bank_key : public key, or folder of them, that must have signed it; see `stinfer.signing.accepted_keys`
+    model : file of one of its models in another precision, to be used instead; see `stinfer.stand_in`
 
     Attributes
     ----------
@@ -52,6 +53,7 @@ class OpenBank:
         threads: int | None,
         search: SearchChoice,
         bank_key: str | Path | None = None,
+        model: str | Path | None = None,
     ) -> None:
         return_large_blocks()
         keys = accepted_keys(None if bank_key is None else Path(bank_key))
@@ -61,11 +63,19 @@ class OpenBank:
         self._device: Device = device
         self._threads = threads
         self._search: SearchChoice = search
+        self.model = None if model is None else Path(model)
+
+    @cached_property
+    def own_encoders(self) -> EncoderStack:
+        """The bank's own models; raises as `open_encoders`."""
+        return open_encoders(self.bank, device=self._device, threads=self._threads)
 
     @cached_property
     def encoders(self) -> EncoderStack:
-        """The bank's own models; raises as `open_encoders`."""
-        return open_encoders(self.bank, device=self._device, threads=self._threads)
+        """The models that are used: the bank's own, or one of another precision; raises as `with_model`."""
+        if self.model is None:
+            return self.own_encoders
+        return with_model(self.own_encoders, self.model, device=self._device, threads=self._threads)
 
     @cached_property
     def searcher(self) -> Search:

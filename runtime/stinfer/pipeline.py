@@ -32,7 +32,7 @@ from stinfer.places import places_from_file, places_on_grid
 from stinfer.predict import Weighting
 from stinfer.prediction import PredictionTable, write_csv, write_prediction
 from stinfer.pseudonym import hidden_words, open_pseudonyms
-from stinfer.record import Notices
+from stinfer.record import Notices, plain_name
 from stinfer.report import (
     bank_intervals,
     domain_columns,
@@ -47,6 +47,7 @@ from stinfer.report import (
 from stinfer.run_log import hiding, log_event, logged_slide, logging_to, stage
 from stinfer.slide import Slide
 from stinfer.stage_clock import StageClock, timed
+from stinfer.stand_in import refuse_disagreement
 from stinfer.step_file import own_outputs
 from stinfer.subject import open_subject
 
@@ -147,6 +148,7 @@ def predict_slide(
     weighting: Weighting | None = None,
     batch_size: int = DEFAULT_BATCH_SIZE,
     threads: int | None = None,
+    model: str | Path | None = None,
     overwrite: bool = False,
     log: str | Path | None = None,
     pseudonym: str | Path | None = None,
@@ -168,7 +170,7 @@ def predict_slide(
     Parameters
     ----------
     slide : whole-slide file or image, or a map that `save_map` wrote
-    bank : reference bank, or one that is open; `device`, `search`, `threads` and `bank_key`
+    bank : reference bank, or one that is open; `device`, `search`, `threads`, `bank_key` and `model`
         are then as it was opened
     out : prediction to write, by default ``<slide>.stinfer.h5ad`` in the working folder
     mpp : µm per level-0 pixel, or those of x and y, where the slide does not say or is wrong
@@ -192,6 +194,8 @@ def predict_slide(
     weighting : ``uniform``, ``inverse`` or ``softmax``, by default the bank's
     batch_size : patches encoded at a time
     threads : cores to use, by default those allowed
+    model : file of the bank's model in another precision, to encode with in its place; refused where the
+        two do not agree on the slide's tissue
     overwrite : replace existing outputs
     log : file to append to, a JSON object a line, for programs to read
     pseudonym : key file; outputs and log then call the slide by a keyed hash, and `out` is by default named
@@ -216,7 +220,7 @@ def predict_slide(
     asked = asked_for(
         mpp=mpp, tissue_mask=tissue_mask, spots=spots, pitch_um=pitch_um, genes=genes, png=png,
         intervals=intervals, save_neighbors=save_neighbors, device=device, search=search, k=k,
-        weighting=weighting, batch_size=batch_size,
+        weighting=weighting, batch_size=batch_size, model=model,
     )  # fmt: skip
     if spots is not None and pitch_um is not None:
         what = "--spots and --pitch-um contradict each other: the file says where to predict"
@@ -225,7 +229,7 @@ def predict_slide(
         opened = (
             bank
             if isinstance(bank, OpenBank)
-            else OpenBank(bank, device=device, threads=threads, search=search, bank_key=bank_key)
+            else OpenBank(bank, device=device, threads=threads, search=search, bank_key=bank_key, model=model)
         )
     opened_bank = opened.bank
     settings = opened_bank.settings
@@ -245,10 +249,15 @@ def predict_slide(
     if map_path is not None and settings.pooling != "map":
         what = f"--save-map: bank {opened_bank.path} encodes patches, and makes no map"
         raise SettingError(what, "leave it out, or build the bank with --pooling map")
+    if map_path is not None and opened.model is not None:
+        what = "--save-map keeps what the bank's own model has encoded, and --model is another"
+        raise SettingError(what, "leave out one of them")
     outputs = [path for path in (out, csv_path, ome_path, map_path, *png_paths) if path is not None]
     gene_list = genes if isinstance(genes, str) and is_file(Path(genes)) else None
     inputs = [
-        Path(path) for path in (slide, opened_bank.path, spots, gene_list, tissue_mask) if path is not None
+        Path(path)
+        for path in (slide, opened_bank.path, spots, gene_list, tissue_mask, opened.model)
+        if path is not None
     ]
     # The preview is a product of its own: it stays if the run fails.
     at_once = [] if preview_path is None else [preview_path]
@@ -300,6 +309,7 @@ def predict_slide(
             if names is not None:
                 places.record["file"] = names.of_file(sha256_file(Path(spots)))
         log_event("places", **places.record)
+        cosine = refuse_disagreement(opened, subject, places.centers_l0)
         if preview_path is not None:
             draw_run_preview(preview_path, subject, places)
         notice_guesses(notices, subject, places, opened_bank, encoders)
@@ -337,6 +347,7 @@ def predict_slide(
             "provider": encoders.provider,
             "batch_size": batch_size,
             "request_sha256": request_sha256(fingerprint, opened.sha256, asked),
+            **({} if opened.model is None else _model_record(opened.model, cosine)),
         }
         table = PredictionTable(
             spots=places.names,
@@ -413,6 +424,11 @@ def finished_before(slide: Path, bank: OpenBank, out: Path, arguments: Mapping[s
     if found.request_sha256 != request_sha256(fingerprint, bank.sha256, asked):
         raise OutputExistsError(out, ", and is of another slide, bank or arguments")
     return found.n_spots
+
+
+def _model_record(model: Path, cosine: float | None) -> dict[str, Any]:
+    """Return what is recorded of a model that stood in for the bank's own."""
+    return {"model": plain_name(model.name), "model_sha256": sha256_file(model), "model_cosine": cosine}
 
 
 def _check_count(name: str, value: object) -> None:

@@ -196,6 +196,9 @@ def test_a_bank_without_its_model_takes_the_one_beside_it(copy: Path) -> None:
     (copy.parent / "mean_color.onnx").write_bytes(models[0][:-1])
     with pytest.raises(ModelFormatError, match="SHA-256"):
         bank.models()
+    # A file of another precision has a name of its own.
+    (copy.parent / "mean_color.int8.onnx").write_bytes(models[0])
+    assert bank.models() == models
 
 
 def test_the_banks_encoder_is_the_mean_colour() -> None:

@@ -21,8 +21,13 @@ STAIN = Stain(np.array([[2, 2, 1], [2, 6, 3]]) / [[3], [7]], np.array([0.9, 0.7]
 PROJECTION = np.eye(3, 2, dtype=np.float32)
 
 
-def key(bank: Bank, fingerprint: str = "slide", provider: str = "CPUExecutionProvider") -> str:
-    opened = SimpleNamespace(bank=bank, encoders=SimpleNamespace(provider=provider))
+def key(
+    bank: Bank,
+    fingerprint: str = "slide",
+    provider: str = "CPUExecutionProvider",
+    model: Path | None = None,
+) -> str:
+    opened = SimpleNamespace(bank=bank, encoders=SimpleNamespace(provider=provider), model=model)
     with open_subject(DATA / "board.png", 5.0) as subject:
         return hash_json(encoding_recipe(subject, fingerprint, opened))
 
@@ -54,6 +59,12 @@ def test_other_stains_and_projections_are_told_apart() -> None:
     assert key(replace(BANK, stain=darker)) != key(replace(BANK, stain=STAIN))
     steeper = replace(BANK, projections=(PROJECTION * 2,))
     assert key(steeper) != key(replace(BANK, projections=(PROJECTION,)))
+
+
+def test_a_model_that_stands_in_is_told_apart() -> None:
+    keys = [key(BANK, model=path) for path in (None, DATA / "max_color.onnx", DATA / "square_cells.onnx")]
+
+    assert len(set(keys)) == 3
 
 
 def test_slide_and_provider_are_told_apart() -> None:

@@ -81,6 +81,25 @@ def train(joined: JoinedParts, layout: Layout, plan: BankPlan, genes: I64, notic
     return Training(joined, layout, fit_bank(joined, layout, plan, notices), genes)
 
 
+def predict_as_bank(training: Training, asked: F32) -> F32:
+    """Predict spots as the bank would.
+
+    Parameters
+    ----------
+    training : the training side
+    asked : (n, dim), embeddings of the spots, as the backbones give them
+
+    Returns
+    -------
+    (n, n_genes), log1p CP10K
+    """
+    fit = training.fit
+    expression = training.joined.expression.columns(training.genes)
+    distances, indices = ExactSearch(fit.embedding, fit.distance).query(training.mapped(asked), fit.k)
+    weights = neighbor_weights(distances, fit.weighting, fit.calibration.temperature)
+    return expression_from_neighbors(weights, indices, expression)
+
+
 def predict(training: Training, asked: F32) -> dict[str, F32]:
     """Predict spots with every method.
 
@@ -94,11 +113,9 @@ def predict(training: Training, asked: F32) -> dict[str, F32]:
     of each method (n, n_genes), log1p CP10K; the cross-validated ridge is left out where the training
     side is one section
     """
-    joined, fit = training.joined, training.fit
+    joined = training.joined
     known, expression = joined.embeddings, joined.expression.columns(training.genes)
-    distances, indices = ExactSearch(fit.embedding, fit.distance).query(training.mapped(asked), fit.k)
-    weights = neighbor_weights(distances, fit.weighting, fit.calibration.temperature)
-    found = {OURS: expression_from_neighbors(weights, indices, expression)}
+    found = {OURS: predict_as_bank(training, asked)}
     if len(joined.parts) > 1:
         found["cv_ridge"] = baselines.cross_validated_ridge(known, expression, asked, joined.section_codes)
     found["hest_ridge"] = baselines.hest_ridge(known, expression, asked)

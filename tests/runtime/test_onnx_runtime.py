@@ -1,0 +1,45 @@
+"""Eight-bit products: that they are summed exactly, and where ONNX Runtime has to be told."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from stinfer import onnx_runtime
+from stinfer.onnx_runtime import keep_sums_exact, ort, sums_are_cut
+
+
+def product(options):
+    a = np.random.default_rng(0).integers(200, 256, (8, 96), dtype=np.uint8)
+    b = np.random.default_rng(1).integers(-128, 128, (96, 32), dtype=np.int8)
+    b[:, 0] = 127
+    session = ort.InferenceSession(onnx_runtime._PRODUCT, options, providers=["CPUExecutionProvider"])
+    return session.run(None, {"a": a, "b": b})[0], a.astype(np.int64) @ b.astype(np.int64)
+
+
+def test_sums_are_cut_or_they_are_not():
+    found, exact = product(ort.SessionOptions())
+
+    assert sums_are_cut() == bool((found != exact).any())
+
+
+@pytest.mark.parametrize(
+    ("cut", "model", "told"),
+    [
+        (True, b"..DequantizeLinear..", True),
+        (False, b"..DequantizeLinear..", False),
+        (True, b"..Conv..", False),
+    ],
+)
+def test_only_a_model_in_eight_bits_on_such_a_processor_is_told_to_be_exact(monkeypatch, cut, model, told):
+    monkeypatch.setattr(onnx_runtime, "sums_are_cut", lambda: cut)
+    options = ort.SessionOptions()
+
+    keep_sums_exact(options, model)
+
+    key = "session.x64quantprecision"
+    if told:
+        assert options.get_session_config_entry(key) == "1"
+    else:
+        with pytest.raises(RuntimeError, match=key):
+            options.get_session_config_entry(key)
