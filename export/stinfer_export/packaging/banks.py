@@ -1,0 +1,43 @@
+"""The banks that go with the program."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from stinfer.errors import SettingError
+from stinfer.files import make_folder
+
+
+def copy_banks(banks: Sequence[Path], folder: Path) -> None:
+    """Copy banks into a folder, and check every copy as `stinfer bank verify` does.
+
+    A bank whose model lies beside it does not pass: alone it cannot predict.
+
+    Parameters
+    ----------
+    banks : the files
+    folder : where to; it is made, also for none
+
+    Raises
+    ------
+    SettingError
+        Two are of one name.
+    BankError, ModelError
+        One does not stand its test.
+    """
+    from stinfer.bank import Bank
+    from stinfer.inspect_bank import verify_bank
+
+    make_folder(folder)
+    for bank in banks:
+        Bank.open(bank)  # an error names the file that was given, not the copy
+        target = folder / bank.name
+        if target.exists():
+            what = f"two banks are called {bank.name}"
+            raise SettingError(what, "give each a name of its own")
+        shutil.copyfile(bank, target)
+        target.chmod(0o644)
+        for _ in verify_bank(target):
+            pass
