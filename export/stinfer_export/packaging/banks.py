@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from stinfer.errors import SettingError
 from stinfer.files import make_folder
@@ -41,3 +42,22 @@ def copy_banks(banks: Sequence[Path], folder: Path) -> None:
         target.chmod(0o644)
         for _ in verify_bank(target):
             pass
+
+
+def bank_components(bundle: Path, hashes: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Describe the banks of a bundle for its bill of materials.
+
+    Parameters
+    ----------
+    bundle : its folder
+    hashes : SHA-256 of its files, by name
+    """
+    from stinfer.bank import Bank
+    from stinfer_export.packaging.sbom import bank_component
+
+    found = []
+    for path in sorted((bundle / "banks").iterdir()):
+        settings = Bank.open(path).settings
+        models = dict(zip(settings.backbones, settings.models_sha256, strict=True))
+        found.append(bank_component(f"banks/{path.name}", settings.dataset, models, hashes))
+    return found

@@ -40,3 +40,19 @@ def wheelhouse(banks: tuple[Path, ...], platform: str | None, python: str | None
     for name, n_bytes in made.files:
         click.echo(f"{n_bytes / 1e6:9.3f} MB  {name}")
     click.echo(f"{sum(n_bytes for _, n_bytes in made.files) / 1e6:9.3f} MB  {made.folder}")
+
+
+@main.command(epilog="Example: python -m stinfer_export.packaging bundle --bank reference_bank/her2st.h5")
+@_BANKS
+@_OUT_DIR
+@shows_errors
+def bundle(banks: tuple[Path, ...], out_dir: Path) -> None:
+    """Make a folder, and an archive of it, that runs on computers like this without Python."""
+    set_up_logging(quiet=False)
+    from stinfer_export.packaging.bundle import make_bundle, size_line
+
+    made = make_bundle(out_dir, banks)
+    click.echo(f"{made.folder}: {size_line(made)}")
+    if made.glibc is not None:
+        click.echo(f"needs glibc {made.glibc[0]}.{made.glibc[1]} or newer")
+    click.echo(str(made.archive))

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from string import Template
 
 from stinfer.errors import OutputWriteError, StInferError
 from stinfer.files import cause_of, make_folder
@@ -17,6 +18,9 @@ from stinfer_export.errors import PackagingError
 
 # What of the runtime's extras a workstation gets.
 EXTRAS = ("cpu", "tiff")
+# Where intermediate files lie, in the folder of the project.
+WORK = Path("build/packaging")
+_TEMPLATES = Path(__file__).parent / "templates"
 _LINES_SHOWN = 8
 
 
@@ -134,3 +138,8 @@ def folder_beside(path: Path) -> Iterator[Path]:
         raise OutputWriteError(path, cause_of(error)) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def filled(name: str, values: Mapping[str, str]) -> str:
+    """Return a template with its values filled in."""
+    return Template((_TEMPLATES / name).read_text(encoding="utf-8")).substitute(values)

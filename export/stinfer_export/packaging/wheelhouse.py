@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from string import Template
 
 from packaging.requirements import Requirement
 
@@ -21,12 +20,19 @@ from stinfer_export.errors import PackagingError
 from stinfer_export.packaging import site_install
 from stinfer_export.packaging.banks import copy_banks
 from stinfer_export.packaging.sums import files_of, write_sums
-from stinfer_export.packaging.tools import EXTRAS, build_wheel, folder_beside, project_root, run_tool
+from stinfer_export.packaging.tools import (
+    EXTRAS,
+    WORK,
+    build_wheel,
+    filled,
+    folder_beside,
+    project_root,
+    run_tool,
+)
 from stinfer_export.packaging.wheels import Wheel, platform_tags, read_wheel, resolve, target_markers
 
 logger = logging.getLogger("stinfer_export")
 
-_TEMPLATES = Path(__file__).parent / "templates"
 # glibc that a Linux has when nothing is said of it, minor version: that of RHEL 8.
 _GLIBC_MINOR = 28
 _ROUNDS = 5
@@ -95,7 +101,7 @@ def make_wheelhouse(
     """
     target = _Target(platform or this_platform(), python or f"{sys.version_info[0]}.{sys.version_info[1]}")
     markers = target_markers(target.platform, target.python)
-    own = read_wheel(build_wheel(project_root(), Path("build/packaging")))
+    own = read_wheel(build_wheel(project_root(), WORK))
     path = out_dir / f"wheelhouse-{own.version}-{target.platform}-{target.abi}"
     with folder_beside(path) as folder:
         wheels = _fetch(folder / "wheels", own.path, target, markers)
@@ -184,11 +190,6 @@ def _write_texts(folder: Path, wheels: Sequence[Wheel], target: _Target, version
     (folder / "install.bat").write_bytes(filled("install.bat", values).replace("\n", "\r\n").encode("ascii"))
     (folder / "install.sh").chmod(0o755)
     shutil.copyfile(site_install.__file__, folder / "install.py")
-
-
-def filled(name: str, values: dict[str, str]) -> str:
-    """Return a template with its values filled in."""
-    return Template((_TEMPLATES / name).read_text(encoding="utf-8")).substitute(values)
 
 
 def pin_of(wheel: Wheel, extras: Sequence[str] = ()) -> str:
