@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from stinfer import h5ad
-from stinfer.bank import ANNOY, GENE_IDS, Bank, hash_parts, model_names
+from stinfer.bank import GENE_IDS, Bank, hash_parts, model_names
+from stinfer.bank_parts import ANNOY
 from stinfer.contract import F64
 from stinfer.stain import Stain
 

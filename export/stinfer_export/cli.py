@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stinfer import __version__
-from stinfer.cli import (
+from stinfer.cli_tools import (
     FiniteRange,
     P,
     ProgressBar,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stinfer.cli import FiniteRange, ProgressBar, encoding_options, set_up_logging, shows_errors
+from stinfer.cli_tools import FiniteRange, ProgressBar, encoding_options, set_up_logging, shows_errors
 from stinfer_export.cli_options import FILE, plan_options, read_names
 
 if TYPE_CHECKING:

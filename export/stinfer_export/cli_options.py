@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from stinfer.cli import FiniteRange, P, R, split_names
+from stinfer.cli_tools import FiniteRange, P, R, split_names
 
 FILE = click.Path(path_type=Path)
 _SIDE_UM = FiniteRange(min=1, max=10_000)

@@ -25,8 +25,8 @@ from stinfer.contract import (
     MapTraits,
     ModelCard,
 )
-from stinfer.encoder import cores_allowed
 from stinfer.errors import first_line
+from stinfer.machine import cores_allowed
 from stinfer.onnx_runtime import ORT_ERRORS, ort
 from stinfer_export.errors import ParityError
 from stinfer_export.tissue_noise import glass_patch, nuclei_patch, tissue_patch

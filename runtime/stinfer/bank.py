@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 
 from stinfer import h5ad
+from stinfer.bank_parts import ANNOY, compare_hashes, hash_blob, part_of, read_blob
 from stinfer.bank_settings import BankSettings
 from stinfer.contract import BANK_FORMAT_VERSION, F32, F64, I64, AnyArray
 from stinfer.errors import (
@@ -31,7 +32,6 @@ from stinfer.metric import AffineMetric
 from stinfer.sparse import Sparse
 from stinfer.stain import Stain
 
-ANNOY = "annoy"
 # HDF5, h5py and numpy speak of damage in all of these; whichever it is, the file is no whole bank.
 DAMAGE = (
     OSError,
@@ -114,11 +114,13 @@ class Bank:
                 h5ad.refuse_links(file)
                 bank = _read(path, file, _check_version(path, file))
                 for name in (*model_names(bank.settings, _version(file)), ANNOY):
-                    found = _hash_bytes(_blob(file, name)) if name in file["uns/stinfer"] else "none"
-                    _compare(path, name, bank.hashes.get(name, "none"), found)
+                    found = hash_blob(file, name) if name in file["uns/stinfer"] else "none"
+                    compare_hashes(path, name, bank.hashes.get(name, "none"), found)
             _check_shapes(bank)
         except BankError:
             raise
+        except h5ad.UnreadableError as error:
+            raise BankAlteredError(path, part_of(error.name), str(error)) from error
         except DAMAGE as error:
             raise BankFormatError(
                 path, f"it is cut short, damaged or no bank ({first_line(error)})"
@@ -142,7 +144,7 @@ class Bank:
                 names, self.settings.backbones, self.settings.models_sha256, strict=True
             ):
                 if name in file["uns/stinfer"]:
-                    found.append(_blob(file, name))
+                    found.append(read_blob(file, name))
                 else:
                     found.append(self._model_beside(backbone, sha256))
         return found
@@ -163,9 +165,19 @@ class Bank:
         return any(name.startswith("model") for name in self.hashes)
 
     def annoy_index(self) -> bytes | None:
-        """Return the Annoy index as it was saved, or None where the bank has none."""
+        """Return the Annoy index as it was saved, or None where the bank has none.
+
+        Raises
+        ------
+        BankAlteredError
+            It is not what it was when the bank was opened.
+        """
+        if ANNOY not in self.hashes:
+            return None
         with h5py.File(self.path, "r") as file:
-            return _blob(file, ANNOY) if ANNOY in file["uns/stinfer"] else None
+            index = read_blob(file, ANNOY)
+        compare_hashes(self.path, ANNOY, self.hashes[ANNOY], hashlib.sha256(index).hexdigest())
+        return index
 
     @property
     def n_refs(self) -> int:
@@ -289,7 +301,7 @@ def _read(path: Path, file: h5py.File, version: int) -> Bank:
         gene_ids=tuple(h5ad.read_strings(var, GENE_IDS)) if GENE_IDS in var.attrs["column-order"] else None,
     )
     for part, found in hash_parts(bank, version).items():
-        _compare(path, part, bank.hashes.get(part, "none"), found)
+        compare_hashes(path, part, bank.hashes.get(part, "none"), found)
     return bank
 
 
@@ -377,17 +389,3 @@ def _stain_fits(stain: Stain | None) -> bool:
         and (np.abs(lengths - 1) < _UNIT_SLACK).all()
         and apart > _LEAST_APART
     )
-
-
-def _blob(file: h5py.File, name: str) -> bytes:
-    return bytes(h5ad.read_array(file["uns/stinfer"], name).astype(np.uint8).tobytes())
-
-
-def _hash_bytes(blob: bytes) -> str:
-    return hashlib.sha256(blob).hexdigest()
-
-
-def _compare(path: Path, part: str, written: str, found: str) -> None:
-    if written != found:
-        cause = f"SHA-256 {found[:12]}…, written was {written[:12]}…"
-        raise BankAlteredError(path, {ANNOY: "Annoy index"}.get(part, part), cause)

@@ -69,6 +69,7 @@ def predict_slides(
     save_neighbors: bool = False,
     device: Device = "auto",
     search: SearchChoice = "auto",
+    bank_key: str | Path | None = None,
     k: int | None = None,
     weighting: Weighting | None = None,
     batch_size: int = DEFAULT_BATCH_SIZE,
@@ -88,8 +89,8 @@ def predict_slides(
     slides : whole-slide files, images or saved maps; each is predicted once
     bank : reference bank
     out_dir : folder for the predictions, made if need be; by default the working folder
-    mpp, pitch_um, genes, png, intervals, save_neighbors, device, search, k, weighting, batch_size, threads,
-    overwrite, log, progress
+    mpp, pitch_um, genes, png, intervals, save_neighbors, device, search, bank_key, k, weighting, batch_size,
+    threads, overwrite, log, progress
         as for `stinfer.predict_slide`, for all slides alike
 
     Returns
@@ -108,7 +109,7 @@ def predict_slides(
     }  # fmt: skip
     drawn = [png] if isinstance(png, str) else list(png)
     with logging_to(log), logged_run(slides=[str(slide) for slide in slides], bank=str(bank)):
-        opened = OpenBank(bank, device=device, threads=threads, search=search)
+        opened = OpenBank(bank, device=device, threads=threads, search=search, bank_key=bank_key)
         for chosen in (genes, *([gene] for gene in drawn)):
             accuracy = opened.bank.gene_columns.get("cv_pearson")
             select_genes(chosen, opened.bank.genes, opened.bank.gene_ids, accuracy=accuracy)

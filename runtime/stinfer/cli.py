@@ -1,202 +1,45 @@
-"""The commands `stinfer` and `stinfer-run`. Click lives here alone."""
+"""The commands `stinfer` and `stinfer-run`. Click lives in the modules `cli…` alone."""
 
 from __future__ import annotations
 
-import logging
-import math
-import signal
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from functools import wraps
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
-from weakref import WeakSet
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from stinfer import __version__
-from stinfer.errors import StInferError
+from stinfer.cli_bank import bank_group
+from stinfer.cli_doctor import doctor
+from stinfer.cli_tools import (
+    FILE,
+    FiniteRange,
+    ProgressBar,
+    encoding_options,
+    read_scale,
+    set_up_logging,
+    shows_errors,
+    split_names,
+)
 
 if TYPE_CHECKING:
     from stinfer.batch import SlideOutcome
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
-_FILE = click.Path(path_type=Path)
 # Leaves with it where some of many slides have failed.
 EXIT_SOME_FAILED = 3
 # Arguments that name the file of one slide.
 _ONE_SLIDE = ("out", "spots", "csv", "ome_tiff", "save_map", "tissue_mask", "preview")
 
 
-class FiniteRange(click.FloatRange):
-    """A number in a range; nan and infinity, which compare with nothing, are none."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Read a number from the command line."""
-        number = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{value} is not a finite number.", param, ctx)
-        return float(number)
-
-
-def read_scale(
-    ctx: click.Context, param: click.Parameter, value: str | None
-) -> float | tuple[float, float] | None:
-    """Read µm per pixel from the command line: a number above 0, or two, of x and y."""
-    if value is None:
-        return None
-    above_0 = FiniteRange(min=0, min_open=True)
-    numbers = [above_0.convert(part, param, ctx) for part in value.split(",")]
-    if len(numbers) > 2:
-        what = f"{value} is more than two numbers."
-        raise click.BadParameter(what, ctx, param)
-    return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
-
-
-def shows_errors(command: Callable[P, R]) -> Callable[P, R]:
-    """Print a known error as its cause and its remedy, and leave with exit code 1.
-
-    A bug keeps its traceback.
-    """
-
-    @wraps(command)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        _signals.clear()
-        for name in ("SIGTERM", "SIGHUP"):
-            if hasattr(signal, name):
-                # Unwinds, so that what is half-written goes.
-                signal.signal(getattr(signal, name), _leave)
-        try:
-            return command(*args, **kwargs)
-        except StInferError as error:
-            ProgressBar.close_all()
-            click.echo(f"Error: {error.what}", err=True)
-            click.echo(f"Try:   {error.fix}", err=True)
-            raise SystemExit(1) from error
-
-    return wrapped
-
-
-_signals: list[int] = []
-
-
-def _leave(number: int, _: FrameType | None) -> None:
-    _signals.append(number)
-    raise SystemExit(128 + number)
-
-
-def _leave_if_told() -> None:
-    """Leave after a signal whose exit was lost: Python drops what is raised in a callback of its own."""
-    if _signals:
-        raise SystemExit(128 + _signals[-1])
-
-
-class _ClickHandler(logging.Handler):
-    """Shows what the library logs on standard error."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if hasattr(record, "fields"):
-            return  # for the file of --log
-        ProgressBar.close_all()
-        prefix = {logging.WARNING: "Note:  ", logging.ERROR: "Error: "}.get(record.levelno, "")
-        click.echo(prefix + self.format(record), err=True)
-
-
-def set_up_logging(*, quiet: bool) -> None:
-    """Send the library's messages to the terminal; notices always, progress unless `quiet`."""
-    for name in ("stinfer", "stinfer_export"):
-        logger = logging.getLogger(name)
-        logger.handlers = [_ClickHandler(logging.WARNING if quiet else logging.INFO)]
-        logger.setLevel(logging.INFO)
-        logger.propagate = False
-
-
-class ProgressBar:
-    """A bar with what is done, how fast, and the time left, on a terminal's standard error.
-
-    Parameters
-    ----------
-    quiet : show nothing
-    label : what is being done
-    """
-
-    _open: ClassVar[WeakSet[ProgressBar]] = WeakSet()
-
-    def __init__(self, *, quiet: bool, label: str = "encoding") -> None:
-        self._quiet = quiet
-        self._label = label
-        self._bar: Any = None
-        self._open.add(self)
-
-    def __call__(self, done: int, total: int, unit: str) -> None:
-        """Show that `done` of `total` patches, regions or bands are done."""
-        _leave_if_told()
-        if self._quiet:
-            return
-        if done == 0:
-            self._close()  # that of the slide before, which has failed
-        if self._bar is None:
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=total, unit=f" {unit}", desc=self._label, file=sys.stderr)
-        self._bar.update(done - self._bar.n)
-        if done == total:
-            self._close()
-
-    def _close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-
-    @classmethod
-    def close_all(cls) -> None:
-        """Close the bars that are open, so that a message has a line of its own."""
-        for bar in list(cls._open):
-            bar._close()
-
-
-_ENCODING = (
-    click.option(
-        "--device",
-        type=click.Choice(["auto", "cpu", "cuda"]),
-        default="auto",
-        show_default=True,
-        help="Where to encode; auto takes CUDA where it works, cuda insists on it.",
-    ),
-    click.option(
-        "--batch-size",
-        type=click.IntRange(min=1, max=4096),
-        default=32,
-        show_default=True,
-        help="Patches encoded at a time; fewer need less memory.",
-    ),
-    click.option(
-        "--threads",
-        type=click.IntRange(min=1, max=1024),
-        help="Cores to use. [default: all this process may use]",
-    ),
-)
-
-
-def encoding_options(command: Callable[P, R]) -> Callable[P, R]:
-    """Add the flags that say where and how to encode, the same for banks and slides."""
-    for option in reversed(_ENCODING):
-        command = option(command)
-    return command
-
-
 @click.command(name="run", epilog="Example: stinfer-run slide.svs --bank her2st.h5 --png ERBB2,COL1A1")
-@click.argument("slides", type=_FILE, nargs=-1, required=True, metavar="SLIDE...")
-@click.option("--bank", type=_FILE, required=True, help="Reference bank (.h5) that predicts.")
+@click.argument("slides", type=FILE, nargs=-1, required=True, metavar="SLIDE...")
+@click.option("--bank", type=FILE, required=True, help="Reference bank (.h5) that predicts.")
 @click.option(
-    "--out", type=_FILE, help="Prediction to write (.h5ad). [default: SLIDE.stinfer.h5ad in this folder]"
+    "--out", type=FILE, help="Prediction to write (.h5ad). [default: SLIDE.stinfer.h5ad in this folder]"
 )
 @click.option(
     "--out-dir",
-    type=_FILE,
+    type=FILE,
     metavar="DIR",
     help="Folder for the predictions, named after their slides; made if need be. [default: this folder]",
 )
@@ -208,13 +51,13 @@ def encoding_options(command: Callable[P, R]) -> Callable[P, R]:
 )
 @click.option(
     "--tissue-mask",
-    type=_FILE,
+    type=FILE,
     metavar="FILE",
     help="Where tissue is: a PNG or TIFF of the slide's proportions, not 0 on tissue. [default: it is found]",
 )
 @click.option(
     "--spots",
-    type=_FILE,
+    type=FILE,
     help="Where to predict: a her2st selection file, Space Ranger tissue positions, or a CSV with x,y in "
     "level-0 px. [default: a grid over the tissue]",
 )
@@ -231,13 +74,13 @@ def encoding_options(command: Callable[P, R]) -> Callable[P, R]:
     help="Genes to predict: symbols or Ensembl IDs separated by commas, a file with one a line, "
     "markers:breast, predictable (cross-validated correlation of at least 0.2), or all.",
 )
-@click.option("--csv", type=_FILE, help="Also write spots x genes, with coordinates, as a CSV file.")
+@click.option("--csv", type=FILE, help="Also write spots x genes, with coordinates, as a CSV file.")
 @click.option(
     "--png", default="", metavar="GENES", help="Also draw these genes over the slide, one PNG each."
 )
 @click.option(
     "--ome-tiff",
-    type=_FILE,
+    type=FILE,
     metavar="FILE",
     help="Also write the grid as an OME-TIFF with a channel per gene of --genes, which QuPath and napari lay "
     "over the slide.",
@@ -254,14 +97,14 @@ def encoding_options(command: Callable[P, R]) -> Callable[P, R]:
 )
 @click.option(
     "--save-map",
-    type=_FILE,
+    type=FILE,
     metavar="FILE",
     help="Keep the slide's feature map (.map.h5). Given in place of SLIDE it predicts again, elsewhere or "
     "other genes, in seconds.",
 )
 @click.option(
     "--preview",
-    type=_FILE,
+    type=FILE,
     metavar="FILE",
     help="Before anything long, draw the tissue's outline and the places over the slide, as a PNG.",
 )
@@ -273,6 +116,13 @@ def encoding_options(command: Callable[P, R]) -> Callable[P, R]:
     show_default=True,
     help="How to find neighbors; auto takes Annoy only for large banks and a recall of at least 0.99.",
 )
+@click.option(
+    "--bank-key",
+    type=FILE,
+    metavar="FILE|DIR",
+    help="Accept only a bank that this public key (.pub), or one of a folder of them, has signed. [default: "
+    "those of the environment variable STINFER_BANK_KEYS, where it is set; else any bank]",
+)
 @click.option("--k", type=click.IntRange(min=1), help="Neighbors to average. [default: the bank's]")
 @click.option(
     "--weighting",
@@ -282,7 +132,7 @@ def encoding_options(command: Callable[P, R]) -> Callable[P, R]:
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
 @click.option(
     "--log",
-    type=_FILE,
+    type=FILE,
     metavar="FILE",
     help="Append what is done, and when, to this file: one JSON object a line, for programs to read.",
 )
@@ -370,66 +220,11 @@ def main() -> None:
     """Infer spatial gene expression from H&E slides, offline."""
 
 
-@main.group(name="bank", epilog="Example: stinfer bank verify her2st.h5")
-def bank_group() -> None:
-    """Look into reference banks."""
-
-
-@bank_group.command(epilog="Example: stinfer bank info her2st.h5")
-@click.argument("bank", type=_FILE)
-@click.option("--genes", is_flag=True, help="List the genes instead, one a line.")
-@click.option("--json", "as_json", is_flag=True, help="Print it as JSON instead, for other programs.")
-@shows_errors
-def info(bank: Path, *, genes: bool, as_json: bool) -> None:
-    """Print what BANK holds: references, genes, scale, backbone, settings and hashes."""
-    if genes and as_json:
-        msg = "--genes and --json exclude each other."
-        raise click.UsageError(msg)
-    import json
-
-    from stinfer.bank import Bank
-    from stinfer.compare_banks import summarize_bank
-    from stinfer.inspect_bank import describe_bank
-
-    opened = Bank.open(bank)
-    if as_json:
-        click.echo(json.dumps(summarize_bank(opened), indent=2, ensure_ascii=False, allow_nan=False))
-    else:
-        click.echo("\n".join(opened.genes) if genes else describe_bank(opened))
-
-
-@bank_group.command(epilog="Example: stinfer bank diff old.h5 her2st.h5")
-@click.argument("first", metavar="A", type=_FILE)
-@click.argument("second", metavar="B", type=_FILE)
-@shows_errors
-def diff(first: Path, second: Path) -> None:
-    """Print how banks A and B differ: settings, sections, genes, and part by part."""
-    from stinfer.bank import Bank
-    from stinfer.compare_banks import diff_banks
-
-    for line in diff_banks(Bank.open(first), Bank.open(second)):
-        click.echo(line)
-
-
-@bank_group.command(epilog="Example: stinfer bank verify her2st.h5")
-@click.argument("bank", type=_FILE)
-@shows_errors
-def verify(bank: Path) -> None:
-    """Check BANK: hashes, shapes, finiteness, its model, and its index against its embeddings."""
-    from stinfer.inspect_bank import verify_bank
-
-    for line in verify_bank(bank):
-        click.echo(f"ok  {line}")
-
-
-def split_names(names: str) -> list[str]:
-    """Split names at commas; blanks around them do not count, nor do empty names."""
-    return [name.strip() for name in names.split(",") if name.strip()]
-
-
 def run_main() -> None:
     """Run `stinfer-run`, the same as `stinfer run`."""
     run(prog_name="stinfer-run")
 
 
 main.add_command(run)
+main.add_command(bank_group)
+main.add_command(doctor)

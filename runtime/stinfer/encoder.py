@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 from typing import Literal, get_args
 
 import numpy as np
@@ -21,6 +20,7 @@ from stinfer.contract import (
     Pooling,
     moment_outputs,
 )
+from stinfer.cuda import cuda_trouble
 from stinfer.errors import (
     ModelFormatError,
     ProviderUnavailableError,
@@ -29,6 +29,7 @@ from stinfer.errors import (
     check_choice,
     first_line,
 )
+from stinfer.machine import cores_allowed
 from stinfer.onnx_guard import find_forbidden
 from stinfer.onnx_runtime import ORT_ERRORS, SHARED_MEMORY, ort
 
@@ -90,7 +91,8 @@ class Encoder:
         # ONNX Runtime falls back to the CPU without an error: what counts is what the session has.
         self.provider = str(self._session.get_providers()[0])
         if wanted[0] == _CUDA and self.provider != _CUDA:
-            cause = "ONNX Runtime could not load CUDA (driver, CUDA or cuDNN missing or of another version)"
+            trouble = cuda_trouble() or "driver, CUDA or cuDNN of another version"
+            cause = f"ONNX Runtime could not load CUDA: {trouble}"
             if device == "cuda":
                 raise ProviderUnavailableError(cause)
             self.fallback = cause
@@ -197,13 +199,6 @@ class Encoder:
         if not all(np.isfinite(one).all() for one in values):
             raise ModelFormatError(self._source, f"its {what} is not finite")
         return values
-
-
-def cores_allowed() -> int:
-    """Count the cores this process may use, which may be fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _load(

@@ -23,13 +23,15 @@ library user catches the class, or the builtin it also is::
     │   ├── BankNotFoundError          (FileNotFoundError)
     │   ├── BankFormatError            (ValueError)   not a bank, or cut short
     │   ├── BankVersionError           (ValueError)   written by a newer program
-    │   └── BankAlteredError           (ValueError)   a part does not match its hash
+    │   ├── BankAlteredError           (ValueError)   a part does not match its hash
+    │   └── BankSignatureError         (ValueError)   not signed by a key that is accepted
     ├── MapError                       the saved feature map
     │   ├── MapFormatError             (ValueError)   not a map, or cut short
     │   ├── MapVersionError            (ValueError)   written by a newer program
     │   ├── MapAlteredError            (ValueError)   a part does not match its hash
     │   ├── MapForeignError            (ValueError)   made for another bank
     │   └── MapTooSmallError           (ValueError)   it has no cells where they are needed
+    ├── KeyFileError                   (ValueError)   of a signature or a pseudonym
     ├── GeneUnknownError               (KeyError)
     ├── SettingError                   (ValueError)   an argument out of range
     ├── OutputError                    what is written
@@ -254,6 +256,23 @@ class BankAlteredError(BankError, ValueError):
             f"bank {path}: its {part} was altered or damaged ({cause})",
             "do not use it; copy it again from where it was built",
         )
+
+
+class BankSignatureError(BankError, ValueError):
+    """The bank is not signed by a key that is accepted here."""
+
+    def __init__(self, path: Path, cause: str) -> None:
+        super().__init__(
+            f"bank {path} is not accepted: {cause}",
+            "get the bank, with its .minisig file, from those who release banks here, or their public key",
+        )
+
+
+class KeyFileError(StInferError, ValueError):
+    """A key cannot be used."""
+
+    def __init__(self, path: Path, cause: str, fix: str) -> None:
+        super().__init__(f"key {path}: {cause}", fix)
 
 
 class MapError(StInferError):

@@ -18,12 +18,32 @@ import numpy as np
 import numpy.typing as npt
 
 from stinfer.contract import AnyArray
+from stinfer.errors import first_line
 from stinfer.files import written_beside
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 Scalar = str | bool | int | float
+
+# Read at once, where a dataset is hashed and not kept.
+_BLOCK_BYTES = 1 << 20
+# HDF5 and h5py speak of a damaged dataset in all of these.
+_READ_ERRORS = (OSError, RuntimeError, ValueError, TypeError, MemoryError, OverflowError)
+
+
+class UnreadableError(ValueError):
+    """The values of a dataset cannot be read: a part of the file is damaged.
+
+    Attributes
+    ----------
+    name : str
+        Where it lies in the file.
+    """
+
+    def __init__(self, name: str, cause: str) -> None:
+        super().__init__(f"{name} cannot be read: {cause}")
+        self.name = name
 
 
 @contextlib.contextmanager
@@ -253,8 +273,35 @@ def read_array(group: h5py.Group, name: str, *, limit_bytes: int | None = None) 
         msg = f"{dataset.name} is a group, expected an array"
         raise ValueError(msg)
     refuse_outsized(dataset, limit_bytes)
-    values: AnyArray = np.asarray(dataset[...])
+    try:
+        values: AnyArray = np.asarray(dataset[...])
+    except _READ_ERRORS as error:
+        raise UnreadableError(dataset.name, first_line(error)) from error
     return values
+
+
+def iter_bytes(group: h5py.Group, name: str) -> Iterator[AnyArray]:
+    """Read a dataset of bytes piece by piece.
+
+    Yields
+    ------
+    (at most 2**20,) uint8
+
+    Raises
+    ------
+    ValueError
+        It is no such dataset; or as `read_array`.
+    """
+    dataset = group[name]
+    if not isinstance(dataset, h5py.Dataset) or dataset.ndim != 1 or dataset.dtype != np.uint8:
+        msg = f"{dataset.name} is no list of bytes"
+        raise ValueError(msg)
+    refuse_outsized(dataset)
+    for first in range(0, len(dataset), _BLOCK_BYTES):
+        try:
+            yield np.asarray(dataset[first : first + _BLOCK_BYTES])
+        except _READ_ERRORS as error:
+            raise UnreadableError(dataset.name, first_line(error)) from error
 
 
 def refuse_outsized(dataset: h5py.Dataset, limit_bytes: int | None = None) -> None:
@@ -298,7 +345,14 @@ def refuse_links(file: h5py.File) -> None:
 
 def read_strings(group: h5py.Group, name: str) -> list[str]:
     """Read a list of texts; raises as `read_array`."""
-    return [text.decode("utf-8") for text in read_array(group, name)]
+    return [_decoded(group[name].name, text) for text in read_array(group, name)]
+
+
+def _decoded(name: str, text: bytes) -> str:
+    try:
+        return text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UnreadableError(name, "it is no UTF-8 text") from error
 
 
 def read_categories(parent: h5py.Group, name: str) -> list[str]:
@@ -313,8 +367,7 @@ def read_categories(parent: h5py.Group, name: str) -> list[str]:
     categories = read_strings(group, "categories")
     codes = read_array(group, "codes")
     if codes.size and not 0 <= codes.min() <= codes.max() < len(categories):
-        msg = f"{group.name} has values that are none of its categories"
-        raise ValueError(msg)
+        raise UnreadableError(group.name, "it has values that are none of its categories")
     return [categories[code] for code in codes]
 
 
@@ -324,7 +377,7 @@ def read_scalars(group: h5py.Group) -> dict[str, Scalar]:
     for key, item in group.items():
         if isinstance(item, h5py.Dataset) and item.shape == ():
             value = read_array(group, key).item()
-            found[key] = value.decode() if isinstance(value, bytes) else value
+            found[key] = _decoded(item.name, value) if isinstance(value, bytes) else value
     return found
 
 

@@ -13,6 +13,7 @@ from stinfer.contract import I64
 from stinfer.embed import open_encoders
 from stinfer.errors import BankAlteredError
 from stinfer.neighbors import AnnoySearch, ExactSearch, annoy_installed, choose_search, recall
+from stinfer.signing import accepted_keys, verify_signature
 
 _N_RECALL_QUERIES = 200
 # What an index of the recorded parameters may lose against the recall it was recorded with.
@@ -64,8 +65,13 @@ def _describe_models(bank: Bank) -> Iterator[str]:
         yield f"{name}{seen}, SHA-256 {sha256}"
 
 
-def verify_bank(path: Path) -> Iterator[str]:
+def verify_bank(path: Path, key: Path | None = None) -> Iterator[str]:
     """Check everything that can be checked about a bank.
+
+    Parameters
+    ----------
+    path : the bank
+    key : public key, or folder of them, that must have signed it; see `stinfer.signing.accepted_keys`
 
     Yields
     ------
@@ -73,9 +79,12 @@ def verify_bank(path: Path) -> Iterator[str]:
 
     Raises
     ------
-    BankError, ModelError
+    BankError, ModelError, KeyFileError
         What is wrong.
     """
+    keys = accepted_keys(key)
+    if keys is not None:
+        yield f"signed by key {verify_signature(path, keys).name}"
     bank = Bank.open(path)
     yield f"format, shapes and finiteness: {bank.n_refs} references x {len(bank.genes)} genes"
     yield f"hashes of {', '.join(sorted(bank.hashes))}"

@@ -18,9 +18,8 @@ _STANDARD_DOMAINS = (b"", b"ai.onnx")
 
 # For each message: which fields are messages, and of what kind.
 _CHILDREN: dict[str, dict[int, str]] = {
-    "model": {7: "graph", 8: "opset", 25: "function"},
+    "model": {7: "graph", 8: "opset"},
     "graph": {1: "node", 5: "tensor", 15: "sparse"},
-    "function": {7: "node", 9: "opset", 11: "attribute"},
     "node": {5: "attribute"},
     "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
     "sparse": {1: "tensor", 2: "tensor"},
@@ -28,8 +27,12 @@ _CHILDREN: dict[str, dict[int, str]] = {
     "opset": {},
 }
 # Where a message names the domain of its operators.
-_DOMAIN_FIELD = {"opset": 1, "node": 7, "function": 10}
+_DOMAIN_FIELD = {"opset": 1, "node": 7}
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14
+# Of a model: operators that are made of others, and may bear the name of one of ONNX's.
+_FUNCTION = 25
+# Protobuf keeps 32 bits of a field's key: a longer one would be another field there than here.
+_MAX_KEY = (1 << 32) - 1
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
@@ -58,6 +61,8 @@ def find_forbidden(model: bytes) -> str | None:
                 return (
                     f"it uses operators of {bytes(value[:40]).decode(errors='replace')!r}, not of ONNX alone"
                 )
+            if kind == "model" and field == _FUNCTION:
+                return "it defines functions of its own"
             child = _CHILDREN[kind].get(field)
             if child is not None:
                 pending.append((child, value))
@@ -70,8 +75,8 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     while at < len(message):
         key, at = _varint(message, at)
         field, wire = key >> 3, key & 7
-        if field == 0:
-            msg = "it has a field of number 0"
+        if field == 0 or key > _MAX_KEY:
+            msg = f"it has a field of number {field}"
             raise ValueError(msg)
         if wire == _VARINT:
             value, at = _varint(message, at)

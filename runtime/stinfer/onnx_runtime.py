@@ -1,7 +1,8 @@
 """ONNX Runtime, imported here alone and told first to keep to itself.
 
 Its library holds a telemetry client that starts as it is imported: it looks up its maker's servers and
-leaves a device number in the home folder. Only an environment variable set before stops it.
+leaves a device number in the home folder. Only an environment variable set before stops it. On Windows it
+also hands events to the system, which a call stops.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ try:
     from onnxruntime.capi import onnxruntime_pybind11_state as _errors
 except ImportError as error:
     raise ExtraMissingError(package="onnxruntime", extra="cpu", purpose="running a backbone") from error
+
+ort.disable_telemetry_events()
+# It would tell the terminal what it could not load; that is checked and said by us.
+ort.set_default_logger_severity(4)
 
 # What ONNX Runtime raises for a model or an input it cannot use; there is no common base.
 ORT_ERRORS: tuple[type[Exception], ...] = (

@@ -12,6 +12,7 @@ from stinfer.encoder_stack import EncoderStack
 from stinfer.files import sha256_file
 from stinfer.memory import return_large_blocks
 from stinfer.neighbors import Search, SearchChoice, choose_search
+from stinfer.signing import accepted_keys, verify_signature
 
 
 class OpenBank:
@@ -22,17 +23,32 @@ class OpenBank:
     path : the bank
     device, threads : see `stinfer.embed.open_encoders`
     search : see `stinfer.neighbors.choose_search`
+    bank_key : public key, or folder of them, that must have signed it; see `stinfer.signing.accepted_keys`
+
+    Attributes
+    ----------
+    signed_by : str or None
+        Name of the key that has signed it; None where any bank is accepted.
 
     Raises
     ------
-    BankError
-        It cannot be used.
+    BankError, KeyFileError
+        It cannot be used, or is not signed as it must be.
     """
 
     def __init__(
-        self, path: str | Path, *, device: Device, threads: int | None, search: SearchChoice
+        self,
+        path: str | Path,
+        *,
+        device: Device,
+        threads: int | None,
+        search: SearchChoice,
+        bank_key: str | Path | None = None,
     ) -> None:
         return_large_blocks()
+        keys = accepted_keys(None if bank_key is None else Path(bank_key))
+        # Before anything of it is read as a bank.
+        self.signed_by = None if keys is None else verify_signature(Path(path), keys).name
         self.bank = Bank.open(path)
         self._device: Device = device
         self._threads = threads

@@ -135,6 +135,7 @@ def predict_slide(
     save_neighbors: bool = False,
     device: Device = "auto",
     search: SearchChoice = "auto",
+    bank_key: str | Path | None = None,
     k: int | None = None,
     weighting: Weighting | None = None,
     batch_size: int = DEFAULT_BATCH_SIZE,
@@ -158,7 +159,8 @@ def predict_slide(
     Parameters
     ----------
     slide : whole-slide file or image, or a map that `save_map` wrote
-    bank : reference bank, or one that is open; `device`, `search` and `threads` are then as it was opened
+    bank : reference bank, or one that is open; `device`, `search`, `threads` and `bank_key`
+        are then as it was opened
     out : prediction to write, by default ``<slide>.stinfer.h5ad`` in the working folder
     mpp : µm per level-0 pixel, or those of x and y, where the slide does not say or is wrong
     tissue_mask : PNG or TIFF that says where tissue is, not 0; by default it is found
@@ -174,6 +176,8 @@ def predict_slide(
     preview : picture of tissue and places, written before anything is encoded, and kept if that fails
     device : ``auto``, ``cpu`` or ``cuda``
     search : ``auto``, ``exact`` or ``annoy``
+    bank_key : public key, or folder of them, that must have signed the bank; by default what the environment
+        variable ``STINFER_BANK_KEYS`` says, and without it any bank is accepted
     k : neighbors to average, by default the bank's
     weighting : ``uniform``, ``inverse`` or ``softmax``, by default the bank's
     batch_size : patches encoded at a time
@@ -203,7 +207,9 @@ def predict_slide(
         what = "--spots and --pitch-um contradict each other: the file says where to predict"
         raise SettingError(what, "give one of them")
     opened = (
-        bank if isinstance(bank, OpenBank) else OpenBank(bank, device=device, threads=threads, search=search)
+        bank
+        if isinstance(bank, OpenBank)
+        else OpenBank(bank, device=device, threads=threads, search=search, bank_key=bank_key)
     )
     opened_bank = opened.bank
     settings = opened_bank.settings
@@ -299,7 +305,7 @@ def predict_slide(
             genes=tuple(opened_bank.genes[i] for i in chosen),
             gene_columns={name: values[chosen] for name, values in opened_bank.gene_columns.items()},
             image=slide_image(subject, places.mark_um),
-            record=run_record(subject, opened_bank, opened.sha256, places, arguments, notices),
+            record=run_record(subject, opened, places, arguments, notices),
             gene_ids=ids and tuple(ids[i] for i in chosen),
         )
         with stage("write"):

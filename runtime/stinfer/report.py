@@ -16,6 +16,7 @@ from stinfer.geometry import extent_l0, outside_fraction
 from stinfer.lattice import lay_lattice
 from stinfer.map_file import MapFile
 from stinfer.ome_tiff import GridImage
+from stinfer.open_bank import OpenBank
 from stinfer.picture import GeneMap
 from stinfer.places import Places
 from stinfer.predict import confidence_from_distance
@@ -201,13 +202,13 @@ def _map_record(subject: Subject) -> dict[str, str]:
 
 def run_record(
     slide: Subject,
-    bank: Bank,
-    bank_sha256: str,
+    opened: OpenBank,
     places: Places,
     arguments: dict[str, Any],
     notices: Notices,
 ) -> dict[str, Any]:
     """Return the whole record; `reference_bank/FORMAT.md` describes it."""
+    bank = opened.bank
     return {
         "format_version": PREDICTION_FORMAT_VERSION,
         "kind": "prediction",
@@ -225,7 +226,8 @@ def run_record(
         },
         "bank": {
             "name": plain_name(bank.path.name),
-            "sha256": bank_sha256,
+            "sha256": opened.sha256,
+            **({} if opened.signed_by is None else {"signed_by": opened.signed_by}),
             "n_references": bank.n_refs,
             **bank.settings.to_uns(),
         },

@@ -81,6 +81,54 @@ def test_a_branch_hides_nothing() -> None:
     assert find_forbidden(model.SerializeToString()) == "it keeps weights in another file"
 
 
+def test_a_function_is_refused_also_one_that_bears_the_name_of_an_operator() -> None:
+    """ONNX's checker, and ONNX Runtime, take a model whose `ReduceMean` is another."""
+    model = onnx.load_from_string(MODEL)
+    square = helper.make_node("Mul", ["x", "x"], ["y"])
+    imports = [helper.make_opsetid("", 17)]
+    model.functions.append(helper.make_function("", "ReduceMean", ["x"], ["y"], [square], imports))
+    with pytest.raises(ModelFormatError, match="functions of its own"):
+        Encoder(model.SerializeToString(), "m.onnx", device="cpu")
+
+
+def test_an_attribute_that_is_a_sparse_tensor_hides_nothing() -> None:
+    values = external(numpy_helper.from_array(np.ones(1, dtype=np.float32), "values"))
+    indices = numpy_helper.from_array(np.zeros(1, dtype=np.int64), "indices")
+    sparse = onnx.SparseTensorProto(values=values, indices=indices, dims=[3])
+    model = onnx.load_from_string(MODEL)
+    model.graph.node.append(onnx.NodeProto(op_type="Constant", output=["shift"]))
+    model.graph.node[-1].attribute.append(
+        onnx.AttributeProto(name="sparse_value", type=onnx.AttributeProto.SPARSE_TENSOR, sparse_tensor=sparse)
+    )
+    assert find_forbidden(model.SerializeToString()) == "it keeps weights in another file"
+
+
+def test_an_initializer_that_is_sparse_hides_nothing() -> None:
+    model = onnx.load_from_string(MODEL)
+    sparse = model.graph.sparse_initializer.add()
+    external(sparse.values)
+    assert find_forbidden(model.SerializeToString()) == "it keeps weights in another file"
+
+
+def test_a_key_that_protobuf_would_cut_to_another_field_is_refused() -> None:
+    """Of `graph`, field 7, with bit 32 set: protobuf drops the bit, and we must not look past it."""
+    model = onnx.load_from_string(MODEL)
+    graph = model.graph.SerializeToString()
+    model.ClearField("graph")
+    key = (7 << 3 | 2) | 1 << 32
+    wide = bytes([key & 0x7F | 0x80, *(key >> shift & 0x7F | 0x80 for shift in (7, 14, 21)), key >> 28])
+    length = len(graph)
+    size = bytes([length & 0x7F | 0x80, length >> 7])
+    with pytest.raises(ModelFormatError, match="no ONNX file: it has a field of number"):
+        Encoder(model.SerializeToString() + wide + size + graph, "m.onnx", device="cpu")
+
+
+@pytest.mark.parametrize("model", [b"", b"\x00", b"\xff" * 12, b"\x3a\x7f", b"\x3b\x3c", b"not a model"])
+def test_what_is_no_model_is_refused(model: bytes) -> None:
+    with pytest.raises(ModelFormatError, match=r"m\.onnx"):
+        Encoder(model, "m.onnx", device="cpu")
+
+
 def test_onnx_runtimes_own_format_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file in that format is no protobuf, and would be loaded unseen by the guard."""
     options = ort.SessionOptions()

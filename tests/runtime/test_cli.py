@@ -16,7 +16,8 @@ import pytest
 from click.testing import CliRunner
 
 from stinfer import __version__
-from stinfer.cli import ProgressBar, main, run
+from stinfer.cli import main, run
+from stinfer.cli_tools import ProgressBar
 
 DATA = Path(__file__).parents[1] / "data"
 BANK = str(DATA / "board.h5")

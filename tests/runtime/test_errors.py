@@ -28,6 +28,8 @@ EXAMPLES = [
     errors.BankFormatError(PATH, "it is cut short"),
     errors.BankVersionError(PATH, 2, 1),
     errors.BankAlteredError(PATH, "embedding", "another hash"),
+    errors.BankSignatureError(PATH, "it has no signature"),
+    errors.KeyFileError(PATH, "it is no key", "give another"),
     errors.MapFormatError(PATH, "it is cut short"),
     errors.MapVersionError(PATH, 2, 1),
     errors.MapAlteredError(PATH, "cells", "another hash"),

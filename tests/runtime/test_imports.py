@@ -27,6 +27,7 @@ ALLOWED = {
     "annoy",
     "tifffile",
     "imagecodecs",
+    "cryptography",
     "stinfer",
 }
 # What only a type checker reads.
@@ -58,7 +59,7 @@ def test_the_runtime_loads_no_machine_learning_stack():
         "scipy",
         "anndata",
     }
-    assert loaded & (heavy | {"annoy", "sklearn", "scanpy", "zarr"}) == set()
+    assert loaded & (heavy | {"annoy", "cryptography", "sklearn", "scanpy", "zarr"}) == set()
 
 
 def test_the_command_starts_without_loading_what_only_a_run_needs():
@@ -101,6 +102,25 @@ def test_public_names_are_there_on_first_use():
     assert stinfer.predict_slide is predict_slide
     assert stinfer.predict_slides is predict_slides
     assert {"Bank", "StInferError", "predict_slide", "predict_slides", "__version__"} == set(stinfer.__all__)
+
+
+def test_telemetry_is_off_before_onnx_runtime_is_loaded_and_by_its_own_call():
+    code = (
+        "import builtins, os, sys\n"
+        "os.environ.pop('ORT_DISABLE_TELEMETRY', None)\n"
+        "real, seen = builtins.__import__, []\n"
+        "def spy(name, *rest):\n"
+        "    if name == 'onnxruntime' and not seen:\n"
+        "        seen.append(os.environ.get('ORT_DISABLE_TELEMETRY'))\n"
+        "        module = real(name, *rest)\n"
+        "        module.disable_telemetry_events = lambda: seen.append('called')\n"
+        "        return module\n"
+        "    return real(name, *rest)\n"
+        "builtins.__import__ = spy\n"
+        "import stinfer.onnx_runtime\n"
+        "assert seen == ['1', 'called'], seen\n"
+    )
+    loaded_by(code)
 
 
 def test_an_unknown_name_is_an_attribute_error():
