@@ -15,7 +15,8 @@ PACK := $(VENV)/.pack
 HER2ST ?= $(firstword $(wildcard reference_bank/data/her2st $(STINFER_DATA)/her2st ../shared/her2st))
 MODEL ?=
 
-# make wheelhouse: banks to put in, and the computer it is for. There PYTHON is that computer's version.
+# make bundle, make wheelhouse: banks to put in. Of a wheelhouse also the computer it is for; its PYTHON is
+# that computer's version.
 BANK ?=
 PLATFORM ?=
 ifneq ($(filter 3.%,$(PYTHON)),)
@@ -23,7 +24,7 @@ VERSION := $(PYTHON)
 override PYTHON := python3
 endif
 
-.PHONY: help setup demo export test test-slow test-wheel check fmt build wheelhouse clean
+.PHONY: help setup demo export test test-slow test-wheel check fmt build bundle bundle-proof wheelhouse clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -75,6 +76,12 @@ fmt: $(DEV)  ## format the code
 build: $(DEV)  ## build the wheel and the source archive into dist/
 	rm -f dist/*.whl
 	$(BIN)/python -m build --outdir dist .
+
+bundle: $(PACK)  ## freeze the runtime with BANK into dist/stinfer-*.tar.gz, which needs no Python
+	$(BIN)/python -m stinfer_export.packaging bundle $(foreach bank,$(BANK),--bank '$(bank)')
+
+bundle-proof: $(DEV)  ## run a bundle with BANK in a minimal Debian without Python and network; needs root, debootstrap
+	STINFER_PROOF_BANK='$(abspath $(firstword $(BANK)))' $(BIN)/python -m pytest tests/contract/test_bundle_proof.py -s
 
 wheelhouse: $(PACK)  ## collect wheels and BANK for a site that has Python: PLATFORM=win_amd64 PYTHON=3.11
 	$(BIN)/python -m stinfer_export.packaging wheelhouse $(foreach bank,$(BANK),--bank '$(bank)') \

@@ -140,7 +140,11 @@ def find_parts(frozen: Frozen, site_packages: Path) -> list[Part]:
     PackagingError
         Something is inside without a text of its terms.
     """
-    parts = [*installed_parts(frozen, site_packages), *system_parts(frozen), _python(frozen)]
+    parts = [
+        *installed_parts(frozen, site_packages, also=["pyinstaller"]),
+        *system_parts(frozen),
+        _python(frozen),
+    ]
     without = [part.name for part in parts if not part.terms]
     if without:
         purpose = "collecting licenses"
@@ -150,23 +154,20 @@ def find_parts(frozen: Frozen, site_packages: Path) -> list[Part]:
 
 def _python(frozen: Frozen) -> Part:
     """Describe Python itself."""
-    minor = ".".join(frozen.python.split(".")[:2])
-    base = frozen.base_prefix
-    texts = [base / "LICENSE.txt", base / "lib" / f"python{minor}" / "LICENSE.txt"]
-    own = (name for name in frozen.libraries if frozen.files[name].is_relative_to(base))
+    texts = (frozen.standard_library / "LICENSE.txt", frozen.base_prefix / "LICENSE.txt")
+    found = [text for text in texts if text.is_file()]
     return Part(
         name="python",
         version=frozen.python,
         purl=f"pkg:generic/python@{frozen.python}",
         license="PSF-2.0",
-        terms=dict([("LICENSE.txt", text) for text in texts if text.is_file()][:1]),
-        libraries=tuple(sorted(name for name in own if not frozen.files[name].is_relative_to(frozen.prefix))),
+        terms={"LICENSE.txt": found[0]} if found else {},
+        libraries=tuple(sorted(name for name in frozen.libraries if frozen.of_python(name))),
     )
 
 
 def _site_packages(frozen: Frozen) -> Path:
-    minor = ".".join(frozen.python.split(".")[:2])
-    return frozen.prefix / ("Lib" if _WINDOWS else f"lib/python{minor}") / "site-packages"
+    return frozen.prefix / frozen.standard_library.relative_to(frozen.base_prefix) / "site-packages"
 
 
 def _placed(part: Part) -> Part:
@@ -205,7 +206,7 @@ def _strip(folder: Path, frozen: Frozen) -> None:
     """
     if sys.platform != "linux":
         return
-    own = [name for name in sorted(frozen.libraries) if frozen.files[name].is_relative_to(frozen.base_prefix)]
+    own = [name for name in sorted(frozen.libraries) if frozen.of_python(name)]
     run_tool(["strip", "--strip-debug", *(folder / "lib" / name for name in own)], "stripping Python")
     load: list[str | Path] = [frozen.prefix / "bin" / "python", "-I", "-c", _LOAD]
     telemetry = {"ORT_DISABLE_TELEMETRY": "1"}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from stinfer.cli import set_up_logging, shows_errors
+from stinfer.cli_tools import set_up_logging, shows_errors
 from stinfer_export.cli_options import FILE
 
 _DIST = Path("dist")

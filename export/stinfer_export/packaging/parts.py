@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -59,6 +60,19 @@ class Frozen:
     files: Mapping[str, Path]
     libraries: frozenset[str]
 
+    @property
+    def standard_library(self) -> Path:
+        """Where the modules of Python itself were."""
+        minor = ".".join(self.python.split(".")[:2])
+        return self.base_prefix / "Lib" if os.name == "nt" else self.base_prefix / "lib" / f"python{minor}"
+
+    def of_python(self, library: str) -> bool:
+        """Say whether a library is of Python itself, which may be one of the system's packages."""
+        source = self.files[library]
+        beside = source.parent in (self.base_prefix, self.base_prefix / "DLLs")  # on Windows
+        named = source.name.startswith(("libpython", "Python"))
+        return source.is_relative_to(self.standard_library) or beside or named
+
 
 def read_frozen(path: Path) -> Frozen:
     """Read parts.json, which the recipe has written."""
@@ -70,13 +84,14 @@ def read_frozen(path: Path) -> Frozen:
     return Frozen(about["python"], Path(about["prefix"]), Path(about["base_prefix"]), files, compiled)
 
 
-def installed_parts(frozen: Frozen, site_packages: Path) -> list[Part]:
+def installed_parts(frozen: Frozen, site_packages: Path, *, also: Iterable[str] = ()) -> list[Part]:
     """Find the distributions that have at least one file of code inside.
 
     Parameters
     ----------
     frozen : what is inside
     site_packages : where the distributions were installed
+    also : names of those that have become part of the program itself
 
     Returns
     -------
@@ -91,7 +106,7 @@ def installed_parts(frozen: Frozen, site_packages: Path) -> list[Part]:
             # Notes on an installation are no code: a copy of them alone does not count.
             if not file.parts[0].endswith(".dist-info"):
                 owners[Path(str(distribution.locate_file(file)))] = name
-    inside: dict[str, list[str]] = {}
+    inside: dict[str, list[str]] = {name: [] for name in also}
     for file_name, source in frozen.files.items():
         owner = owners.get(source)
         if owner is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -32,9 +33,25 @@ def system_parts(frozen: Frozen) -> list[Part]:
     owners: dict[str, list[str]] = {}
     for name in sorted(frozen.libraries):
         source = frozen.files[name]
-        if not any(source.is_relative_to(prefix) for prefix in (frozen.prefix, frozen.base_prefix)):
+        if not frozen.of_python(name) and not source.is_relative_to(frozen.prefix):
             owners.setdefault(_package_of(source), []).append(name)
     return [_describe(package, libraries) for package, libraries in sorted(owners.items())]
+
+
+def common_terms(copyright_text: str, folder: Path = Path("/usr/share/common-licenses")) -> dict[str, Path]:
+    """Find the license texts that a package's copyright names and does not repeat.
+
+    Parameters
+    ----------
+    copyright_text : of the package
+    folder : where Debian keeps them
+
+    Returns
+    -------
+    files by their names
+    """
+    named = set(re.findall(re.escape(str(folder)) + r"/([\w.-]*\w)", copyright_text))
+    return {name: folder / name for name in sorted(named) if (folder / name).is_file()}
 
 
 def _package_of(library: Path) -> str:
@@ -62,6 +79,6 @@ def _describe(package: str, libraries: list[str]) -> Part:
         version=version,
         purl=f"pkg:deb/debian/{name}@{version.replace(':', '%3A').replace('+', '%2B')}?arch={machine}",
         license="",
-        terms={"copyright": terms},
+        terms={"copyright": terms, **common_terms(terms.read_text(encoding="utf-8", errors="replace"))},
         libraries=tuple(libraries),
     )

@@ -17,7 +17,7 @@ from stinfer.files import cause_of, make_folder
 from stinfer_export.errors import PackagingError
 
 # What of the runtime's extras a workstation gets.
-EXTRAS = ("cpu", "tiff")
+EXTRAS = ("cpu", "sign", "tiff")
 # Where intermediate files lie, in the folder of the project.
 WORK = Path("build/packaging")
 _TEMPLATES = Path(__file__).parent / "templates"
