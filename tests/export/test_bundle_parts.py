@@ -13,14 +13,16 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
 from stinfer.errors import BankNotFoundError, SettingError
 from stinfer_export.errors import PackagingError
 from stinfer_export.packaging.archives import write_archive
-from stinfer_export.packaging.banks import bank_components, copy_banks
+from stinfer_export.packaging.banks import bank_components, check_banks, copy_banks
 from stinfer_export.packaging.bundle import find_parts, write_terms
+from stinfer_export.packaging.cli import main
 from stinfer_export.packaging.elf import elf_files, needed_glibc
 from stinfer_export.packaging.parts import Part, installed_parts, license_of, read_frozen
 from stinfer_export.packaging.sbom import bank_component, bill_of_materials, license_choice, write_bill
@@ -257,11 +259,35 @@ def test_banks_are_copied_checked_and_described(tmp_path):
 
 def test_banks_that_cannot_go_along_are_refused(tmp_path):
     with pytest.raises(SettingError, match=r"two banks are called board\.h5"):
-        copy_banks([BOARD, BOARD], tmp_path / "one")
+        check_banks([BOARD, BOARD])
     with pytest.raises(BankNotFoundError, match="nowhere"):
-        copy_banks([tmp_path / "nowhere.h5"], tmp_path / "two")
+        check_banks([BOARD, tmp_path / "nowhere.h5"])
     copy_banks([], tmp_path / "none")
     assert list((tmp_path / "none").iterdir()) == []
+
+
+# The commands
+
+
+@pytest.mark.parametrize("name", ["wheelhouse", "bundle"])
+def test_the_commands_say_what_they_do_and_what_is_wrong(name, tmp_path):
+    shown = CliRunner().invoke(main, [name, "--help"])
+    assert shown.exit_code == 0
+    assert f"Example: python -m stinfer_export.packaging {name}" in shown.output
+    for option in main.commands[name].params:
+        assert option.help, option.name
+        assert option.help.endswith((".", "]")), option.name
+
+    found = CliRunner().invoke(main, [name, "--bank", str(tmp_path / "none.h5"), "--out-dir", str(tmp_path)])
+    assert found.exit_code == 1
+    assert f"Error: bank {tmp_path}/none.h5 does not exist\nTry:   check the path" in found.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_platform_that_is_none_is_refused_before_any_work():
+    found = CliRunner().invoke(main, ["wheelhouse", "--platform", "windows"])
+    assert found.exit_code == 1
+    assert "Error: PLATFORM is 'windows'\nTry:   give a wheel's tag: win_amd64" in found.stderr
 
 
 # Compiled files

@@ -11,6 +11,26 @@ from stinfer.errors import SettingError
 from stinfer.files import make_folder
 
 
+def check_banks(banks: Sequence[Path]) -> None:
+    """Check, before any long work, that banks can go along.
+
+    Raises
+    ------
+    SettingError
+        Two are of one name.
+    BankError
+        One is not there, or is none.
+    """
+    from stinfer.bank import Bank
+
+    names = [bank.name for bank in banks]
+    for bank in banks:
+        Bank.open(bank)
+        if names.count(bank.name) > 1:
+            what = f"two banks are called {bank.name}"
+            raise SettingError(what, "give each a name of its own")
+
+
 def copy_banks(banks: Sequence[Path], folder: Path) -> None:
     """Copy banks into a folder, and check every copy as `stinfer bank verify` does.
 
@@ -18,26 +38,19 @@ def copy_banks(banks: Sequence[Path], folder: Path) -> None:
 
     Parameters
     ----------
-    banks : the files
+    banks : the files, checked
     folder : where to; it is made, also for none
 
     Raises
     ------
-    SettingError
-        Two are of one name.
     BankError, ModelError
         One does not stand its test.
     """
-    from stinfer.bank import Bank
     from stinfer.inspect_bank import verify_bank
 
     make_folder(folder)
     for bank in banks:
-        Bank.open(bank)  # an error names the file that was given, not the copy
         target = folder / bank.name
-        if target.exists():
-            what = f"two banks are called {bank.name}"
-            raise SettingError(what, "give each a name of its own")
         shutil.copyfile(bank, target)
         target.chmod(0o644)
         for _ in verify_bank(target):

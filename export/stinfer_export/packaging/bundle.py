@@ -12,7 +12,7 @@ from pathlib import Path
 from stinfer.files import make_folder, sha256_file, write_text
 from stinfer_export.errors import PackagingError
 from stinfer_export.packaging.archives import write_archive
-from stinfer_export.packaging.banks import bank_components, copy_banks
+from stinfer_export.packaging.banks import bank_components, check_banks, copy_banks
 from stinfer_export.packaging.elf import elf_files, needed_glibc
 from stinfer_export.packaging.parts import Frozen, Part, installed_parts, read_frozen
 from stinfer_export.packaging.sbom import NAME as SBOM
@@ -74,6 +74,7 @@ def make_bundle(out_dir: Path, banks: Sequence[Path] = ()) -> Bundle:
     BankError
         A bank does not stand its test.
     """
+    check_banks(banks)
     project = project_root()
     time = source_time(project)
     wheel = build_wheel(project, WORK)

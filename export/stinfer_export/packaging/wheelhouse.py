@@ -18,7 +18,7 @@ from stinfer.errors import SettingError
 from stinfer.files import make_folder, sha256_file, write_text
 from stinfer_export.errors import PackagingError
 from stinfer_export.packaging import site_install
-from stinfer_export.packaging.banks import copy_banks
+from stinfer_export.packaging.banks import check_banks, copy_banks
 from stinfer_export.packaging.sums import files_of, write_sums
 from stinfer_export.packaging.tools import (
     EXTRAS,
@@ -101,6 +101,7 @@ def make_wheelhouse(
     """
     target = _Target(platform or this_platform(), python or f"{sys.version_info[0]}.{sys.version_info[1]}")
     markers = target_markers(target.platform, target.python)
+    check_banks(banks)
     own = read_wheel(build_wheel(project_root(), WORK))
     path = out_dir / f"wheelhouse-{own.version}-{target.platform}-{target.abi}"
     with folder_beside(path) as folder:
