@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import gzip
 import hashlib
 import json
@@ -17,6 +18,7 @@ from click.testing import CliRunner
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
+import stinfer_export.packaging
 from stinfer.errors import BankNotFoundError, SettingError
 from stinfer_export.errors import PackagingError
 from stinfer_export.packaging.archives import write_archive
@@ -358,3 +360,32 @@ def test_on_windows_it_is_a_zip(folder, tmp_path):
         assert archive.namelist() == ["prog ä/lib/a", "prog ä/run", "prog ä/SHA256SUMS"]
         assert archive.read("prog ä/lib/a") == b"abc"
         assert archive.infolist()[0].date_time == (2023, 11, 14, 22, 13, 20)
+
+
+# The recipe
+
+
+def test_every_decoder_that_tiff_files_may_ask_for_goes_along():
+    import imagecodecs
+    import tifffile
+
+    recipe = ast.parse((Path(stinfer_export.packaging.__file__).parent / "stinfer.spec").read_text())
+    kept = set()
+    for line in recipe.body:
+        target = line.targets[0] if isinstance(line, ast.Assign) else getattr(line, "target", None)
+        if isinstance(target, ast.Name) and target.id == "CODECS":
+            kept |= ast.literal_eval(line.value)
+    home = {
+        function: module[1:]
+        for module, functions in imagecodecs.imagecodecs._MODULES.items()
+        for function in functions
+        if module  # that without a name is for what is not built
+    }
+    wanted = {"jpeg8", "ljpeg"}  # jpeg_decode chooses among these
+    for known, decoders in (
+        (tifffile.COMPRESSION, tifffile.TIFF.DECOMPRESSORS),
+        (tifffile.PREDICTOR, tifffile.TIFF.UNPREDICTORS),
+    ):
+        names = {decoders[key].__name__ for key in known if key in decoders}
+        wanted |= {home[name] for name in names if name in home}
+    assert {"imcd", "jpeg2k", "zstd", "webp", "deflate"} <= wanted <= kept
