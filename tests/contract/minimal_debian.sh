@@ -4,9 +4,10 @@
 set -eu
 root=$1 archive=$2 data=$3 out=$4 place=$5 user=$6
 
-mkdir -p "$root/in" "$root/data" "$root/out" "$root$place"
+mkdir -p "$root/data" "$root/out" "$root$place"
 mount --bind "$root" "$root"
-mount --bind "$(dirname "$archive")" "$root/in"
+touch "$root/bundle.tar.gz"
+mount --bind "$archive" "$root/bundle.tar.gz"
 mount --bind "$data" "$root/data"
 mount --bind "$out" "$root/out"
 mount -t tmpfs none "$root$place"
@@ -26,12 +27,12 @@ as_user sh -c 'for name in python3 python perl; do command -v $name || echo "no 
 sed 1,2d /proc/net/dev
 
 echo "== unpack"
-name=$(basename "$archive")
-here tar xzf "/in/$name" -C "$place"
+name=$(basename "$archive" .tar.gz)
+here tar xzf /bundle.tar.gz -C "$place"
 mount -o remount,ro "$root$place"
-for made in in data; do mount -o remount,ro,bind "$root/$made"; done
+mount -o remount,ro,bind "$root/data"
 mount -o remount,ro,bind "$root"
-program="$place/${name%.tar.gz}"
+program="$place/$name"
 as_user sh -c 'cd "$1" && sha256sum --check --quiet SHA256SUMS && echo "every sum fits"' sh "$program"
 as_user touch "$program/new" || true
 
@@ -42,7 +43,7 @@ echo "== verify"
 here "$program/stinfer" bank verify "$bank"
 echo "== run"
 here "$program/stinfer-run" /data/slide.jpg --bank "$bank" --mpp 0.69 --spots /data/spots.tsv \
-    --out spots.h5ad --quiet
+    --out spots.h5ad
 here "$program/stinfer-run" "/data/Schnitt Ä 1.svs" --bank "$bank" --pitch-um 50 \
     --out grid.h5ad --png ERBB2 --quiet
 here "$program/stinfer-run" /data/zstd.tif --bank "$bank" --mpp 0.5 --genes ERBB2 \

@@ -39,6 +39,7 @@ def data(tmp_path_factory):
         "Schnitt Ä 1.svs": shared / "slides/cmu-1-small-region.svs",
     }
     folder = tmp_path_factory.mktemp("data")
+    folder.chmod(0o755)  # another user reads it
     for name, source in wanted.items():
         if not source.is_file():
             pytest.skip(f"{source} is not there")

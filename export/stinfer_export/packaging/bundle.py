@@ -95,6 +95,7 @@ def make_bundle(out_dir: Path, banks: Sequence[Path] = ()) -> Bundle:
         (ours,) = (part for part in parts if part.name == "stinfer")
         write_bill(made / SBOM, bill_of_materials(ours, within, bank_components(made, hashes), hashes, time))
         _write_readme(made, version, glibc)
+        run_tool([made / "stinfer", "doctor"], "trying the bundle")
         write_sums(made)
         sizes = {name: (made / name).stat().st_size for name in files_of(made)}
     archive = out_dir / f"{folder.name}.{'zip' if _WINDOWS else 'tar.gz'}"
