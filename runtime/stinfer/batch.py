@@ -26,8 +26,9 @@ from stinfer.pipeline import (
     predict_slide,
 )
 from stinfer.predict import Weighting
+from stinfer.pseudonym import Pseudonyms, open_pseudonyms
 from stinfer.record import logger
-from stinfer.run_log import log_event, log_failure, logged_run, logging_to, slide_context
+from stinfer.run_log import hiding, log_event, log_failure, logged_run, logging_to, slide_context
 
 Outcome = Literal["done", "finished before", "failed"]
 
@@ -76,6 +77,7 @@ def predict_slides(
     threads: int | None = None,
     overwrite: bool = False,
     log: str | Path | None = None,
+    pseudonym: str | Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[SlideOutcome, ...]:
     """Predict spatial gene expression for slides, one after the other.
@@ -90,7 +92,7 @@ def predict_slides(
     bank : reference bank
     out_dir : folder for the predictions, made if need be; by default the working folder
     mpp, pitch_um, genes, png, intervals, save_neighbors, device, search, bank_key, k, weighting, batch_size,
-    threads, overwrite, log, progress
+    threads, overwrite, log, pseudonym, progress
         as for `stinfer.predict_slide`, for all slides alike
 
     Returns
@@ -106,9 +108,13 @@ def predict_slides(
         "mpp": mpp, "pitch_um": pitch_um, "genes": genes, "png": png, "intervals": intervals,
         "save_neighbors": save_neighbors, "device": device, "search": search, "k": k, "weighting": weighting,
         "batch_size": batch_size, "threads": threads, "overwrite": overwrite,
+        "pseudonym": pseudonym,
     }  # fmt: skip
     drawn = [png] if isinstance(png, str) else list(png)
-    with logging_to(log), logged_run(slides=[str(slide) for slide in slides], bank=str(bank)):
+    names = open_pseudonyms(pseudonym)
+    paths = [Path(path) for path in (bank, bank_key, out_dir, log, pseudonym) if path is not None]
+    hidden = {} if names is None else names.hidden_words(map(Path, slides), [], paths)
+    with logging_to(log), hiding(hidden), logged_run(slides=[str(slide) for slide in slides], bank=str(bank)):
         opened = OpenBank(bank, device=device, threads=threads, search=search, bank_key=bank_key)
         for chosen in (genes, *([gene] for gene in drawn)):
             accuracy = opened.bank.gene_columns.get("cv_pearson")
@@ -116,7 +122,7 @@ def predict_slides(
         _ = opened.encoders, opened.searcher  # what is wrong with them is wrong for all slides
         folder = Path() if out_dir is None else Path(out_dir)
         make_folder(folder)
-        named = name_outputs(slides, folder)
+        named = name_outputs(slides, folder, names)
         if len(named) < len(slides):
             n_again = len(slides) - len(named)
             logger.warning(f"{n_again} of {len(slides)} slides are named again: each is predicted once")
@@ -129,7 +135,9 @@ def predict_slides(
     return tuple(outcomes)
 
 
-def name_outputs(slides: Sequence[str | Path], folder: Path) -> dict[Path, Path]:
+def name_outputs(
+    slides: Sequence[str | Path], folder: Path, pseudonyms: Pseudonyms | None = None
+) -> dict[Path, Path]:
     """Name the prediction of each slide, so that none has the name of another's.
 
     The name is that of the slide without its suffix; where two slides share it, with its suffix; and where
@@ -139,16 +147,21 @@ def name_outputs(slides: Sequence[str | Path], folder: Path) -> dict[Path, Path]
     ----------
     slides : files; one that is there twice counts once
     folder : of the predictions
+    pseudonyms : by which slides are called, in place of their files' names
     """
     different = {os.path.realpath(slide): Path(slide) for slide in reversed(slides)}
     paths = {real: different[real] for real in (os.path.realpath(slide) for slide in slides)}
+    called = {
+        real: path.name if pseudonyms is None else f"{_pseudonym_of(path, pseudonyms)}.slide"
+        for real, path in paths.items()
+    }
     names = {
         real: [
-            default_output(path).name,
-            default_output(f"{path.name}.slide").name,
-            default_output(f"{path.name}-{hashlib.sha256(os.fsencode(real)).hexdigest()[:8]}.slide").name,
+            default_output(called[real]).name,
+            default_output(f"{called[real]}.slide").name,
+            default_output(f"{called[real]}-{_path_hash(real, pseudonyms)[:8]}.slide").name,
         ]
-        for real, path in paths.items()
+        for real in paths
     }
     level = dict.fromkeys(paths, 0)
     while True:
@@ -161,6 +174,19 @@ def name_outputs(slides: Sequence[str | Path], folder: Path) -> dict[Path, Path]
             return {path: folder / names[real][level[real]] for real, path in paths.items()}
         for real in shared:
             level[real] += 1
+
+
+def _path_hash(real: str, pseudonyms: Pseudonyms | None) -> str:
+    digest = hashlib.sha256(os.fsencode(real)).hexdigest()
+    return digest if pseudonyms is None else pseudonyms.keyed(digest)
+
+
+def _pseudonym_of(slide: Path, pseudonyms: Pseudonyms) -> str:
+    """Return the pseudonym of a slide; one that cannot be read fails later, by itself."""
+    try:
+        return pseudonyms.of_slide(slide)
+    except StInferError:
+        return "slide"
 
 
 def _predict(

@@ -136,6 +136,13 @@ _ONE_SLIDE = ("out", "spots", "csv", "ome_tiff", "save_map", "tissue_mask", "pre
     metavar="FILE",
     help="Append what is done, and when, to this file: one JSON object a line, for programs to read.",
 )
+@click.option(
+    "--pseudonym",
+    type=FILE,
+    metavar="KEYFILE",
+    help="Call the slide by a keyed hash of its content, slide-<16 digits>, in all outputs, their default "
+    "names and the log. KEYFILE: 16 bytes or more that nobody can guess (openssl rand -out KEYFILE 32).",
+)
 @click.option("--quiet", is_flag=True, help="Print errors and notices only.")
 @click.version_option(__version__, prog_name="stinfer")
 @shows_errors
@@ -174,10 +181,13 @@ def _run_one(
 ) -> None:
     from stinfer.files import make_folder
     from stinfer.pipeline import default_output, predict_slide
+    from stinfer.pseudonym import open_pseudonyms
 
     if out_dir is not None:
+        names = open_pseudonyms(arguments["pseudonym"])
+        called = slide if names is None else names.of_slide(slide)
         make_folder(out_dir)
-        arguments["out"] = out_dir / default_output(slide)
+        arguments["out"] = out_dir / default_output(called)
     result = predict_slide(slide, bank, **arguments)
     if not quiet:
         click.echo(f"{result.path}: {result.n_spots} spots x {result.n_genes} genes, log1p CP10K")

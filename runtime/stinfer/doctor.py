@@ -2,6 +2,30 @@
 
 Every check says what was found, in words and as facts for programs, and what to do where a run would fail.
 None of them stops another.
+
+What a program reads, with ``--json``: ``schema_version``, ``works`` (true or false) and ``checks``, by
+name, each with ``status`` (``ok``, ``note`` or ``failed``), ``found`` and ``fix`` in words, and ``facts``;
+null is what is not known. More names may come; those that are there stay as they are while
+``schema_version`` does.
+
+Facts of each check:
+
+- ``program``: ``stinfer``, ``frozen``, ``python``, ``executable``, ``system``, ``architecture``
+- ``openslide``: ``version``, ``formats``, ``decoders`` that were tried
+- ``libraries``: ``versions`` by name, null where one cannot be loaded
+- ``extras``: ``versions`` by name, null where one is not there; ``extra_of``, what to install for each
+- ``cpu``: ``name``; ``features`` ``avx2``, ``avx512``, ``vnni``; ``cores_allowed``, ``cores_of_machine``,
+  ``cgroup_cores``
+- ``memory``: ``total_bytes``, ``allowed_bytes``, ``limited_by``
+- ``onnxruntime``: ``version``, ``providers``; ``cuda``, null where it is not built in, ``works``, or what
+  it lacks
+- ``self_test``: ``provider``, ``largest_error``, ``tolerance``, ``same_twice``, ``patches_per_second``,
+  ``patch_px``
+- ``output_folder``, ``temporary_folder``: ``path``, ``free_bytes``
+- ``bank_keys``: ``accepted``, names of the keys; null where any bank is accepted
+- ``bank``: ``path``, ``sha256``, ``signed_by``, ``verified``; with a bank only, and so the next
+- ``bank_test``: ``provider``, ``same_twice``, ``patches_per_second``, ``mm2_per_second``
+- ``defaults``: ``provider``, ``threads``, ``search``, ``batch_size``
 """
 
 from __future__ import annotations

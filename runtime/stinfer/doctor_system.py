@@ -34,8 +34,8 @@ _OPTIONAL = {
     "annoy": ("annoy", "a bank's index; without it search is exact"),
     "cryptography": ("sign", "signatures of banks"),
 }
-# Packages that are not imported by the name they are installed by.
-_MODULES = {"openslide-python": "openslide", "pillow": "PIL"}
+# Packages that are not imported by the name they are installed by; ONNX Runtime where its telemetry is off.
+_MODULES = {"openslide-python": "openslide", "pillow": "PIL", "onnxruntime": "stinfer.onnx_runtime"}
 
 
 def check_program() -> Check:
@@ -97,7 +97,7 @@ def _version(name: str) -> str | None:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             return importlib.metadata.version(name)
         with contextlib.suppress(importlib.metadata.PackageNotFoundError, AttributeError):
-            return str(module.__version__)
+            return str(getattr(module, "ort", module).__version__)
     return "unknown"
 
 

@@ -238,6 +238,23 @@ def is_map(path: Path) -> bool:
         return path.name.endswith(".map.h5")
 
 
+def read_slide_identity(path: Path) -> tuple[str, str]:
+    """Return the name and the SHA-256 of a map's slide, of a file that `is_map`; not yet checked.
+
+    Raises
+    ------
+    MapFormatError
+        It does not say.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            scalars = h5ad.read_scalars(file["uns/stinfer"])
+            return str(scalars["slide_name"]), str(scalars["slide_sha256"])
+    except DAMAGE as error:
+        cause = f"it is cut short, damaged or no map ({first_line(error)})"
+        raise MapFormatError(path, cause) from error
+
+
 class MapFile:
     """An open map, checked.
 

@@ -17,7 +17,7 @@ from stinfer.embed_subject import encoding_recipe, iter_embeddings
 from stinfer.encoder import Device
 from stinfer.errors import NoTissueError, OutputExistsError, SettingError, check_choice
 from stinfer.feature_map import Progress
-from stinfer.files import is_file, refuse_existing, refuse_same_file, written_together
+from stinfer.files import is_file, refuse_existing, refuse_same_file, sha256_file, written_together
 from stinfer.finished import asked_for, read_finished, request_sha256, slide_fingerprint
 from stinfer.genes import ALL, select_genes
 from stinfer.lock import locked
@@ -35,6 +35,7 @@ from stinfer.prediction import (
     write_csv,
     write_prediction,
 )
+from stinfer.pseudonym import hidden_words, open_pseudonyms
 from stinfer.record import Notices
 from stinfer.report import (
     bank_intervals,
@@ -46,7 +47,7 @@ from stinfer.report import (
     run_record,
     slide_image,
 )
-from stinfer.run_log import log_event, logged_slide, logging_to, stage
+from stinfer.run_log import hiding, log_event, logged_slide, logging_to, stage
 from stinfer.step_file import own_outputs
 from stinfer.subject import open_subject
 
@@ -103,8 +104,15 @@ def _logged(predict: Callable[P, PredictionResult]) -> Callable[P, PredictionRes
 
     @wraps(predict)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> PredictionResult:
-        log, slide = kwargs.get("log"), kwargs.get("slide", args[0] if args else "")
-        with logging_to(None if log is None else Path(str(log))), logged_slide(str(slide)):
+        given = dict(zip(("slide", "bank"), args, strict=False)) | kwargs
+        log, slide, bank = (given.get(name) for name in ("log", "slide", "bank"))
+        if isinstance(bank, OpenBank):
+            given["bank"] = bank.bank.path
+        with (
+            logging_to(None if log is None else Path(str(log))),
+            hiding(hidden_words(str(slide), given)),
+            logged_slide(str(slide)),
+        ):
             result = predict(*args, **kwargs)
             log_event(
                 "slide_done", out=str(result.path), n_spots=result.n_spots, n_genes=result.n_genes,
@@ -142,6 +150,7 @@ def predict_slide(
     threads: int | None = None,
     overwrite: bool = False,
     log: str | Path | None = None,
+    pseudonym: str | Path | None = None,
     progress: Progress | None = None,
 ) -> PredictionResult:
     """Predict spatial gene expression for a slide and write it.
@@ -184,6 +193,8 @@ def predict_slide(
     threads : cores to use, by default those allowed
     overwrite : replace existing outputs
     log : file to append to, a JSON object a line, for programs to read
+    pseudonym : key file; outputs and log then call the slide by a keyed hash, and `out` is by default named
+        after that; see `stinfer.pseudonym`
     progress : called with what is done, how much there is, and of what: patches, regions or bands
 
     Raises
@@ -193,7 +204,9 @@ def predict_slide(
     """
     for name, number in (("k", k), ("batch_size", batch_size), ("threads", threads)):
         _check_count(name, number)
-    out = default_output(slide) if out is None else Path(out)
+    names = open_pseudonyms(pseudonym)
+    alias = None if names is None else names.of_slide(Path(slide))
+    out = default_output(slide if alias is None else alias) if out is None else Path(out)
     png = list(dict.fromkeys([png] if isinstance(png, str) else png))
     csv_path, ome_path, map_path, preview_path = (
         None if path is None else Path(path) for path in (csv, ome_tiff, save_map, preview)
@@ -251,6 +264,11 @@ def predict_slide(
         _refuse_existing(outputs, kept_path, overwrite=overwrite)
         with stage("open"):
             subject = stack.enter_context(open_subject(slide, mpp, tissue_mask))
+        is_map_file = isinstance(subject.source, MapFile)
+        fingerprint = slide_fingerprint(subject.path, None if is_map_file else subject.sha256)
+        if names is not None and alias is not None:
+            fingerprint = names.keyed(fingerprint)
+            subject.hide_names(alias, names)
         if isinstance(subject.source, MapFile):
             subject.source.refuse_foreign(opened_bank)
             if map_path is not None:
@@ -270,12 +288,12 @@ def predict_slide(
                 raise
         else:
             places = places_from_file(subject, spots, settings.spot_diameter_um)
+            if names is not None:
+                places.record["file"] = names.of_file(sha256_file(Path(spots)))
         log_event("places", **places.record)
         if preview_path is not None:
             draw_run_preview(preview_path, subject, places)
         notice_guesses(notices, subject, places, opened_bank, encoders)
-        is_map_file = isinstance(subject.source, MapFile)
-        fingerprint = slide_fingerprint(subject.path, None if is_map_file else subject.sha256)
         recipe = encoding_recipe(subject, fingerprint, opened)
         checkpoint = stack.enter_context(Checkpoint(kept_path, recipe))
         beside = stack.enter_context(written_together(outputs, checkpoint.note_outputs))
@@ -357,7 +375,8 @@ def finished_before(slide: Path, bank: OpenBank, out: Path, arguments: Mapping[s
     OutputExistsError
         Something else is there.
     """
-    asked = asked_for(**arguments)
+    names = open_pseudonyms(arguments.get("pseudonym"))
+    asked = asked_for(**{name: value for name, value in arguments.items() if name != "pseudonym"})
     outputs = [out, *(_picture_path(out, gene) for gene in asked["png"])]
     there = [path for path in outputs if path.exists()]
     if set(there) <= own_outputs(checkpoint_path(out), outputs) or not slide.exists():
@@ -365,7 +384,10 @@ def finished_before(slide: Path, bank: OpenBank, out: Path, arguments: Mapping[s
     found = read_finished(out)
     if there != outputs or found is None:
         raise OutputExistsError(there[0])
-    if found.request_sha256 != request_sha256(slide_fingerprint(slide), bank.sha256, asked):
+    fingerprint = slide_fingerprint(slide)
+    if names is not None:
+        fingerprint = names.keyed(fingerprint)
+    if found.request_sha256 != request_sha256(fingerprint, bank.sha256, asked):
         raise OutputExistsError(out, ", and is of another slide, bank or arguments")
     return found.n_spots
 

@@ -197,7 +197,7 @@ def _tissue_record(slide: Subject) -> dict[str, Any]:
 def _map_record(subject: Subject) -> dict[str, str]:
     if not isinstance(subject.source, MapFile):
         return {}
-    return {"map_name": plain_name(subject.path.name), "map_sha256": sha256_file(subject.path)}
+    return {"map_name": subject.file_name, "map_sha256": sha256_file(subject.path)}
 
 
 def run_record(

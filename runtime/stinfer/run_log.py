@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from datetime import datetime, timezone
 from pathlib import Path
@@ -21,6 +22,7 @@ from stinfer.files import cause_of, is_file
 from stinfer.record import logger
 
 _slide: ContextVar[str] = ContextVar("slide", default="")
+_hidden: ContextVar[dict[str, str]] = ContextVar("hidden", default={})  # noqa: B039 - never changed in place
 
 
 def log_event(event: str, **fields: Any) -> None:
@@ -58,6 +60,28 @@ def slide_context(slide: str | Path) -> Iterator[None]:
         yield
     finally:
         _slide.reset(outer)
+
+
+@contextlib.contextmanager
+def hiding(words: Mapping[str, str]) -> Iterator[None]:
+    """Let what is logged hold other words in place of some: the names of slides and folders."""
+    outer = _hidden.set({**_hidden.get(), **words})
+    try:
+        yield
+    finally:
+        _hidden.reset(outer)
+
+
+def _without_hidden(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_hidden(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_hidden(inner) for inner in value]
+    if isinstance(value, str):
+        # The longest first: a path before the name at its end.
+        for word in sorted(_hidden.get(), key=len, reverse=True):
+            value = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", _hidden.get()[word], value)
+    return value
 
 
 @contextlib.contextmanager
@@ -145,6 +169,7 @@ class _JsonLines(logging.Handler):
             "slide": _slide.get(),
         }
         line |= getattr(record, "fields", {"message": record.getMessage()})
+        line = _without_hidden(line)
         try:
             self._file.write(json.dumps(line, ensure_ascii=True, default=str) + "\n")
             self._file.flush()

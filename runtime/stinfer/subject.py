@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -17,6 +19,9 @@ from stinfer.record import plain_name
 from stinfer.slide import Slide, open_slide
 from stinfer.tissue import TissueMask, find_tissue
 from stinfer.tissue_file import read_tissue_mask
+
+if TYPE_CHECKING:
+    from stinfer.pseudonym import Pseudonyms
 
 HIRES_PX = 2000
 LOWRES_PX = 600
@@ -36,6 +41,8 @@ class Subject:
         The file that was opened.
     name, sha256 : str
         Of the slide's file; a slide that is a folder of files has no one hash, and an empty one here.
+    file_name : str
+        Of the file that was opened.
     size_l0 : tuple of int
         Width and height in level-0 pixels.
     mpp : tuple of float
@@ -49,6 +56,7 @@ class Subject:
     def __init__(self, source: Slide | MapFile, tissue_mask: Path | None = None) -> None:
         self.source = source
         self.path = source.path
+        self.file_name = plain_name(source.path.name)
         self.size_l0 = source.size_l0
         self.mpp = source.mpp
         self._tissue: TissueMask | None = None
@@ -59,7 +67,7 @@ class Subject:
             self.name, self.sha256, self.mpp_source = held.name, held.sha256, held.mpp_source
             self.hires, self.lowres, self._tissue = held.hires, held.lowres, held.tissue
         else:
-            self.name = plain_name(source.path.name)
+            self.name = self.file_name
             self.sha256 = sha256_file(source.path) if source.path.is_file() else ""
             self.mpp_source = source.mpp_source
             if tissue_mask is not None:
@@ -67,6 +75,13 @@ class Subject:
                 self._tissue = read_tissue_mask(tissue_mask, source)
             self.hires = source.thumbnail(HIRES_PX)
             self.lowres = _reduced(self.hires, LOWRES_PX)
+
+    def hide_names(self, name: str, names: Pseudonyms) -> None:
+        """Call the slide, and the files it came with, by their pseudonyms in everything that is written."""
+        self.name, self.file_name, self.sha256 = name, name, ""
+        if self._tissue is not None and self._tissue.given_sha256:
+            given_name = names.of_file(self._tissue.given_sha256)
+            self._tissue = replace(self._tissue, given_name=given_name)
 
     @property
     def said_mpp(self) -> tuple[float, float] | None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import struct
+import tracemalloc
 from pathlib import Path
 
 import h5py
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -181,6 +184,26 @@ def test_the_commands_refuse_it_before_anything_is_written(
     assert f"Error: bank {copy}: its {PARTS[dataset]} was altered or damaged" in result.output
     assert "Try:   do not use it; copy it again" in result.output
     assert [path.name for path in tmp_path.iterdir()] == ["bank.h5"]
+
+
+def test_what_is_hashed_alone_is_never_held(tmp_path: Path) -> None:
+    """A model and an index of 48 MB each: opening the bank takes far less than one of them."""
+    copy = Path(shutil.copy(DATA / "board.h5", tmp_path / "bank.h5"))
+    large = np.zeros(48 << 20, dtype=np.uint8)
+    with h5py.File(copy, "r+") as file:
+        uns = file["uns/stinfer"]
+        for name in ("model_0", "annoy"):
+            del uns[name], uns["hashes"][name]
+            uns[name] = large
+            uns["hashes"][name] = hashlib.sha256(large).hexdigest()
+    del large
+    tracemalloc.start()
+    try:
+        assert Bank.open(copy).n_refs == 30
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 << 20
 
 
 def test_an_index_that_changes_after_the_bank_was_opened_is_refused(tmp_path: Path) -> None:

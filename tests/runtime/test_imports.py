@@ -86,6 +86,12 @@ def test_modules_import_the_runtimes_dependencies_alone(name):
     assert imported - set(sys.stdlib_module_names) <= ALLOWED | TYPING_ONLY
 
 
+@pytest.mark.parametrize("name", MODULES)
+def test_click_lives_in_the_modules_of_commands_alone(name):
+    text = (PACKAGE / f"{name}.py").read_text(encoding="utf-8")
+    assert ("import click" in text or "from click" in text) == name.startswith("cli")
+
+
 @pytest.mark.parametrize("name", ["geometry", "predict"])
 def test_arithmetic_imports_numpy_alone(name):
     assert loaded_by(f"import stinfer.{name}") & (ALLOWED - {"stinfer", "numpy"}) == set()
@@ -104,23 +110,33 @@ def test_public_names_are_there_on_first_use():
     assert {"Bank", "StInferError", "predict_slide", "predict_slides", "__version__"} == set(stinfer.__all__)
 
 
-def test_telemetry_is_off_before_onnx_runtime_is_loaded_and_by_its_own_call():
-    code = (
-        "import builtins, os, sys\n"
-        "os.environ.pop('ORT_DISABLE_TELEMETRY', None)\n"
-        "real, seen = builtins.__import__, []\n"
-        "def spy(name, *rest):\n"
-        "    if name == 'onnxruntime' and not seen:\n"
-        "        seen.append(os.environ.get('ORT_DISABLE_TELEMETRY'))\n"
-        "        module = real(name, *rest)\n"
-        "        module.disable_telemetry_events = lambda: seen.append('called')\n"
-        "        return module\n"
-        "    return real(name, *rest)\n"
-        "builtins.__import__ = spy\n"
-        "import stinfer.onnx_runtime\n"
-        "assert seen == ['1', 'called'], seen\n"
-    )
-    loaded_by(code)
+SPY = """
+import os, sys
+os.environ.pop("ORT_DISABLE_TELEMETRY", None)
+seen = []
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "onnxruntime":
+            seen.append(os.environ.get("ORT_DISABLE_TELEMETRY"))
+sys.meta_path.insert(0, Finder())
+"""
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import stinfer.onnx_runtime",
+        "import stinfer.pipeline",
+        "from stinfer.doctor import examine; list(examine())",
+    ],
+)
+def test_telemetry_is_off_before_onnx_runtime_is_loaded(code):
+    loaded_by(f"{SPY}\n{code}\nassert seen == ['1'], seen")
+
+
+def test_telemetry_is_off_by_onnx_runtimes_own_call_too():
+    code = "import onnxruntime as o; o.disable_telemetry_events = lambda: seen.append(1); seen = []"
+    loaded_by(f"{code}\nimport stinfer.onnx_runtime\nassert seen == [1], seen")
 
 
 def test_an_unknown_name_is_an_attribute_error():
