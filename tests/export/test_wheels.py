@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import zipfile
 
@@ -10,6 +11,7 @@ from packaging.requirements import Requirement
 
 from stinfer.errors import SettingError
 from stinfer_export.errors import PackagingError
+from stinfer_export.packaging import wheelhouse
 from stinfer_export.packaging.sums import files_of, write_sums
 from stinfer_export.packaging.wheelhouse import pin_of
 from stinfer_export.packaging.wheels import platform_tags, read_wheel, resolve, target_markers
@@ -134,6 +136,77 @@ def test_a_pin_names_one_file_by_its_hash(tmp_path):
     digest = subprocess.run(["sha256sum", path], capture_output=True, text=True, check=True).stdout.split()[0]
     assert pin_of(read_wheel(path), ("cpu", "tiff")) == f"tool[cpu,tiff]==1.0 --hash=sha256:{digest}"
     assert pin_of(read_wheel(path)) == f"tool==1.0 --hash=sha256:{digest}"
+
+
+# Collecting them
+
+
+@pytest.fixture
+def registry(tmp_path, monkeypatch):
+    """Downloads from a folder as pip does on Linux: markers hold or not as they do here."""
+    folder = tmp_path / "registry"
+    folder.mkdir()
+    extra = 'extra == "cpu"'
+    own = write_wheel(folder, "stinfer", "0.1", "bar", f"ort; {extra}")
+    write_wheel(
+        folder, "bar", "1", 'colorama>=0.4; sys_platform == "win32"', 'only-here; sys_platform == "linux"'
+    )
+    write_wheel(folder, "ort", "1")
+    write_wheel(folder, "only-here", "1")
+
+    def download(target, wanted, *_):
+        target.mkdir(exist_ok=True)
+        names = {"bar", "ort", "only_here", *(Requirement(text).name for text in wanted[1:])}
+        for path in folder.glob("*.whl"):
+            if path.name.split("-")[0] in {"stinfer", *names}:
+                shutil.copy(path, target)
+
+    monkeypatch.setattr(wheelhouse, "_download", download)
+    return own
+
+
+def test_what_pip_leaves_out_is_added_and_what_it_adds_is_left_out(registry, tmp_path, caplog):
+    caplog.set_level("INFO", "stinfer_export")
+    write_wheel(registry.parent, "colorama", "0.4.6")
+    target = wheelhouse._Target("win_amd64", "3.11")
+    found = wheelhouse._fetch(tmp_path / "wheels", registry, target, WINDOWS)
+    assert [wheel.name for wheel in found] == ["bar", "colorama", "ort", "stinfer"]
+    assert sorted(path.name.split("-")[0] for path in (tmp_path / "wheels").iterdir()) == [
+        "bar",
+        "colorama",
+        "ort",
+        "stinfer",
+    ]
+    assert "pip left out what only the target needs: colorama>=0.4" in caplog.text
+
+
+def test_what_is_nowhere_is_named(registry, tmp_path):
+    target = wheelhouse._Target("win_amd64", "3.11")
+    with pytest.raises(PackagingError, match=r"Python 3\.11 failed: nothing satisfies colorama>=0\.4"):
+        wheelhouse._fetch(tmp_path / "wheels", registry, target, WINDOWS)
+
+
+def test_without_a_wheel_of_annoy_it_is_left_out_and_said(tmp_path, monkeypatch, caplog):
+    def fail(cause):
+        def download(*_):
+            purpose = "looking"
+            raise PackagingError(purpose, cause)
+
+        return download
+
+    target = wheelhouse._Target("win_amd64", "3.11")
+    monkeypatch.setattr(wheelhouse, "_download", fail("ERROR: No matching distribution found for annoy"))
+    assert wheelhouse._fetch_annoy(tmp_path, target) == []
+    assert "annoy has no wheel for win_amd64: left out, search will be exact" in caplog.text
+    monkeypatch.setattr(wheelhouse, "_download", fail("the network is down"))
+    with pytest.raises(PackagingError, match="the network is down"):
+        wheelhouse._fetch_annoy(tmp_path, target)
+
+
+def test_pip_is_told_the_target():
+    options = wheelhouse._Target("manylinux_2_5_x86_64", "3.12").pip_options
+    assert options[:4] == ["--platform", "manylinux_2_5_x86_64", "--platform", "manylinux1_x86_64"]
+    assert options[4:] == ["--python-version", "3.12", "--implementation", "cp", "--abi", "cp312"]
 
 
 # SHA256SUMS
