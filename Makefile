@@ -38,7 +38,7 @@ demo: $(RUN)  ## run the main job on synthetic tissue: no torch, no download, un
 	$(BIN)/stinfer-export backbone stain_texture --out-dir demo
 	$(BIN)/stinfer-export bank her2st demo/data --model demo/stain_texture.onnx --out demo/demo.h5
 	$(BIN)/stinfer-run demo/data/demo_slide.tif --bank demo/demo.h5 \
-		--spots demo/data/demo_slide_spots.csv --out demo/spots.h5ad
+		--spots demo/data/demo_slide_spots.csv --genes all --out demo/spots.h5ad
 	$(BIN)/stinfer-run demo/data/demo_slide.tif --bank demo/demo.h5 --pitch-um 50 \
 		--out demo/demo_slide.h5ad --png ERBB2,COL1A1,CD3E
 	$(BIN)/stinfer-export score demo/spots.h5ad --counts demo/data/demo_slide_truth.tsv.gz --bank demo/demo.h5

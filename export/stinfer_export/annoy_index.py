@@ -57,16 +57,15 @@ def build_index(embedding: F32, distance: Distance, k: int) -> AnnoyIndexBytes:
     index.set_seed(SEED)
     for i, vector in enumerate(prepare(embedding, distance)):
         index.add_item(i, vector)
+    queries = embedding[recall_queries(n_refs)]
+    truth = ExactSearch(embedding, distance).query(queries, k)[0]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "index.ann"
         index.build(N_TREES, n_jobs=1)
         index.save(str(path))
-        data = path.read_bytes()
-    queries = embedding[recall_queries(n_refs)]
-    truth = ExactSearch(embedding, distance).query(queries, k)[0]
-    search_k = k
-    while True:
-        found = recall(AnnoySearch(data, embedding, distance, search_k).query(queries, k)[0], truth)
-        if found >= ANNOY_MIN_RECALL or search_k > N_TREES * n_refs:
-            return AnnoyIndexBytes(data, search_k, found)
-        search_k *= 2
+        search_k = k
+        while True:
+            found = recall(AnnoySearch(path, embedding, distance, search_k).query(queries, k)[0], truth)
+            if found >= ANNOY_MIN_RECALL or search_k > N_TREES * n_refs:
+                return AnnoyIndexBytes(path.read_bytes(), search_k, found)
+            search_k *= 2

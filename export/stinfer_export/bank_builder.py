@@ -1,4 +1,4 @@
-"""From measured sections to a bank: embed, normalise, fit, calibrate, index.
+"""From measured sections to a bank: embed, normalise, and pack.
 
 References are embedded by the runtime's own code and ONNX files, as a query will be.
 """
@@ -6,80 +6,34 @@ References are embedded by the runtime's own code and ONNX files, as a query wil
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
-import numpy as np
-
-from stinfer.bank import Bank
-from stinfer.bank_settings import BankSettings
-from stinfer.contract import ModelCard
+from stinfer.contract import MPP_MAX_UM, MPP_MIN_UM, ModelCard
 from stinfer.embed import FieldOfView
 from stinfer.encoder import Device, Encoder
 from stinfer.encoder_stack import EncoderStack, Member
 from stinfer.errors import SettingError
 from stinfer.feature_map import Progress
 from stinfer.files import refuse_existing, refuse_same_file
-from stinfer.neighbors import annoy_installed
-from stinfer.record import Notices, software_versions
+from stinfer.record import Notices
 from stinfer.slide import open_slide
+from stinfer.slide_scale import is_possible
 from stinfer.stain import Stain, mean_stain
 from stinfer.stained_slide import slide_stain
 from stinfer.tissue import find_tissue
-from stinfer_export import annoy_index
-from stinfer_export.bank_fit import BankFit, Layout, fit_bank
+from stinfer_export.bank_fit import BankFit, fit_bank, refuse_several_sections
+from stinfer_export.bank_packing import BankSummary, EncodedSections, pack_bank
 from stinfer_export.bank_plan import BankPlan, choose_view
-from stinfer_export.bank_writer import write_bank
 from stinfer_export.datasets.section import Section
-from stinfer_export.gene_ids import join_gene_ids
-from stinfer_export.joining import JoinedParts, gene_presence, join_parts
+from stinfer_export.joining import join_parts
 from stinfer_export.registry import STAIN_TEXTURE
 from stinfer_export.section_encoding import encode_section
+from stinfer_export.stain_choice import Stains, choose_stain, cross_validated, refuse_one_section
 
 # Cells of another backbone lie on the same map as those of `stain_texture` if they are as large.
 _TEXTURE_STRIDE_PX = 32
-
-
-@dataclass(frozen=True)
-class BankSummary:
-    """What was built.
-
-    Parameters
-    ----------
-    path : the bank
-    n_refs, n_genes : its size
-    notices : what was dropped, filled in or left out
-    """
-
-    path: Path
-    n_refs: int
-    n_genes: int
-    notices: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class EncodedSections:
-    """Sections, embedded and joined, and what embedded them.
-
-    Parameters
-    ----------
-    joined : the sections
-    encoders : backbones, nothing projected
-    models : their ONNX files, in the same order
-    view : what a spot's embedding looks at
-    stain : that every section was brought to; None where they were left as they are
-    """
-
-    joined: JoinedParts
-    encoders: EncoderStack
-    models: tuple[bytes, ...]
-    view: FieldOfView
-    stain: Stain | None
-
-    @property
-    def layout(self) -> Layout:
-        """Of the embeddings."""
-        return Layout.of(self.encoders, len(self.view.sides_um))
 
 
 def build_bank(
@@ -114,27 +68,21 @@ def build_bank(
     refuse_same_file(model_paths, [out])
     refuse_existing(out, overwrite=overwrite)
     notices = Notices()
-    encoded = encode_sections(
-        sections, plan, model_paths, notices, device=device, threads=threads, batch_size=batch_size,
-        progress=progress,
-    )  # fmt: skip
-    fit = fit_bank(encoded.joined, encoded.layout, plan, notices)
-    index = None
-    if annoy_installed():
-        index = annoy_index.build_index(fit.embedding, fit.distance, fit.k)
-    else:
-        notices.add("annoy is not installed: the bank has no index, and search in it is exact")
-    gene_ids = join_gene_ids(encoded.joined.parts, encoded.joined.genes, notices)
-    bank = _bank(out, encoded, fit, plan, index, gene_ids)
-    unique = dict(zip(bank.settings.models_sha256, encoded.models, strict=True))
-    write_bank(
-        bank,
-        models=unique if plan.include_model else {},
-        annoy=index.data if index else None,
-        sources={part.name: part.source for part in encoded.joined.parts},
-        notices=notices.texts,
+    if plan.stain == "auto":
+        sections = list(sections)
+        refuse_one_section(plan.stain, len(sections))
+
+    def attempt(stain: Stains) -> tuple[EncodedSections, BankFit]:
+        encoded = encode_sections(
+            sections, replace(plan, stain=stain), model_paths, notices, device=device, threads=threads,
+            batch_size=batch_size, progress=progress,
+        )  # fmt: skip
+        return encoded, fit_bank(encoded.joined, encoded.layout, plan, notices)
+
+    encoded, fit = choose_stain(
+        plan.stain, attempt, lambda made: cross_validated(made[1], made[0].joined), notices
     )
-    return BankSummary(out, bank.n_refs, len(bank.genes), tuple(notices.texts))
+    return pack_bank(encoded, fit, plan, out, notices)
 
 
 def encode_sections(
@@ -160,6 +108,10 @@ def encode_sections(
     StInferError
         Of the sections, the slides, the models or the settings.
     """
+    if plan.own_section:
+        sections = list(islice(sections, 2))
+        refuse_several_sections(len(sections))
+        _refuse_unknown_again(sections)
     members, models, view = open_models(plan, model_paths, notices, device=device, threads=threads)
     encoders = EncoderStack(members, view.pooling)
     stain = None
@@ -176,6 +128,24 @@ def encode_sections(
         raise SettingError(what, "allow more of a patch to lie outside with --max-outside")
     joined = join_parts(parts, plan.gene_join, notices)
     return EncodedSections(joined, encoders, models, view, stain)
+
+
+def _refuse_unknown_again(sections: Sequence[Section]) -> None:
+    """Refuse an image that a run could not know again, or not open.
+
+    Raises
+    ------
+    SettingError
+        It is a folder of files, which have no one hash; or a picture coarser than a slide may be.
+    """
+    for section in sections:
+        image = f"--own-section: the image of section {section.name}, {section.image_path},"
+        if section.image_path.is_dir():
+            what = f"{image} is a folder"
+            raise SettingError(what, "give one file, by whose hash a run knows it again")
+        if not is_possible((section.mpp, section.mpp)):
+            what = f"{image} has {section.mpp:.3g} µm per pixel; slides have {MPP_MIN_UM} to {MPP_MAX_UM:g}"
+            raise SettingError(what, "give the full-resolution image")
 
 
 def open_models(
@@ -286,73 +256,3 @@ def common_stain(sections: Sequence[Section]) -> Stain:
         what = "--stain macenko: hematoxylin and eosin cannot be told apart in any section"
         raise SettingError(what, "use --stain none")
     return mean_stain(found)
-
-
-def _bank(
-    out: Path,
-    encoded: EncodedSections,
-    fit: BankFit,
-    plan: BankPlan,
-    index: annoy_index.AnnoyIndexBytes | None,
-    gene_ids: tuple[str, ...] | None,
-) -> Bank:
-    joined, members, view = encoded.joined, encoded.encoders.members, encoded.view
-    parts, calibration = joined.parts, fit.calibration
-    return Bank(
-        path=out,
-        settings=BankSettings(
-            dataset=plan.dataset,
-            preset=plan.preset,
-            backbones=tuple(member.encoder.card.backbone for member in members),
-            models_sha256=tuple(member.encoder.sha256 for member in members),
-            orientations=tuple(member.orientations for member in members),
-            reductions=tuple(member.reduction for member in members),
-            stain=plan.stain,
-            pooling=view.pooling,
-            fov_um=view.sides_um,
-            window=view.window,
-            um_per_px=view.um_per_px,
-            pitch_um=plan.pitch_um,
-            spot_diameter_um=plan.spot_diameter_um,
-            normalization="log1p_cp10k",
-            gene_join=plan.gene_join,
-            metric=fit.metric_kind,
-            distance=fit.distance,
-            k=fit.k,
-            weighting=fit.weighting,
-            temperature=calibration.temperature,
-            domain_k=calibration.domain_k,
-            tuning=fit.tuning,
-            cross_validation=fit.cross_validation,
-            annoy_search_k=index.search_k if index else 0,
-            annoy_trees=annoy_index.N_TREES if index else 0,
-            annoy_seed=annoy_index.SEED,
-            annoy_recall=index.recall if index else 0.0,
-            software=", ".join(f"{name} {version}" for name, version in software_versions().items()),
-        ),
-        genes=joined.genes,
-        gene_columns={
-            "cv_pearson": calibration.gene_pearson,
-            "cv_pearson_sd": calibration.gene_pearson_sd,
-            "interval_scale": calibration.interval_scale,
-            "interval_floor": calibration.interval_floor,
-            **gene_presence(joined),
-        },
-        spots=tuple(f"{part.name}_{spot}" for part in parts for spot in part.spots),
-        sections=tuple(part.name for part in parts for _ in part.spots),
-        patients=tuple(part.patient for part in parts for _ in part.spots),
-        spot_columns={
-            "array_row": np.concatenate([part.array[:, 1] for part in parts]),
-            "array_col": np.concatenate([part.array[:, 0] for part in parts]),
-            "total_counts": np.concatenate([part.totals for part in parts]),
-        },
-        spatial=np.concatenate([part.centers_l0 for part in parts]),
-        expression=joined.expression,
-        embedding=fit.embedding,
-        metric=fit.metric,
-        projections=fit.projections,
-        stain=encoded.stain,
-        distance_quantiles=calibration.distance_quantiles,
-        hashes={},
-        gene_ids=gene_ids,
-    )

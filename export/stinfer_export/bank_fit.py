@@ -18,11 +18,20 @@ from stinfer.metric import (
     standardizing_metric,
 )
 from stinfer.neighbors import Distance
+from stinfer.own_section import with_place
 from stinfer.predict import Weighting
 from stinfer.record import Notices
 from stinfer_export.bank_plan import N_COMPONENTS, BankPlan, MetricKind
 from stinfer_export.calibration import Calibration, Fold, calibrate, whole_folds
+from stinfer_export.gene_choice import DEFAULT_MIN_DETECTED, DEFAULT_N_GENES, variable_genes
 from stinfer_export.joining import JoinedParts
+from stinfer_export.joint_distance import (
+    NEIGHBORS_TRIED,
+    choose_joint,
+    fifths,
+    weight_per_um,
+    with_places,
+)
 from stinfer_export.recipe import Learned, MetricFit, Spots, learn
 
 # On her2st C2 to C5 the best of 50, 75 and 100 with every weighting; see the README.
@@ -31,6 +40,9 @@ DEFAULT_K = 100
 DEFAULT_K_SHARE = 5
 # A section with fewer spots says nothing of how well it is predicted.
 _MIN_FOLD = 5
+# Of a bank of its own section: a fifth of them is a fold.
+MIN_OWN_SECTION = 25
+LEAVE_A_FIFTH_OUT = "leave-a-fifth-out"
 
 
 @dataclass(frozen=True)
@@ -87,6 +99,8 @@ class BankFit:
     tuning : what they were chosen by
     cross_validation : what `calibration` was measured by
     calibration : accuracy and distances of held-out references
+    place_weight : of a bank of its own section, see `Joint`; None of all others
+    weight_per_um : what a µm counts there; None elsewhere
     """
 
     projections: tuple[F32 | None, ...]
@@ -99,6 +113,8 @@ class BankFit:
     tuning: str
     cross_validation: str
     calibration: Calibration
+    place_weight: float | None = None
+    weight_per_um: float | None = None
 
 
 def fit_bank(joined: JoinedParts, layout: Layout, plan: BankPlan, notices: Notices) -> BankFit:
@@ -111,7 +127,9 @@ def fit_bank(joined: JoinedParts, layout: Layout, plan: BankPlan, notices: Notic
     plan : of the bank
     notices : told what could not be done
     """
-    kind = _choose_metric(joined, layout, plan, notices)
+    if plan.own_section:
+        return _fit_own_section(joined, layout, plan, notices)
+    kind = _choose_metric(joined.section_codes, layout, plan, notices)
     _refuse_too_many(plan.k, len(joined.embeddings))
     distance = plan.distance or default_distance(kind)
     single = len(joined.parts) == 1
@@ -123,7 +141,7 @@ def fit_bank(joined: JoinedParts, layout: Layout, plan: BankPlan, notices: Notic
         # It was chosen for Euclidean distances, and is in units of them.
         temperature = learned.temperature if distance == "euclidean" else None
         projections, metric = _compose(learned, layout)
-        folds = _supervised_folds(spots, learned.penalty)
+        folds = _supervised_folds(spots, spots.groups, learned.penalty)
     else:
         k = plan.k or _announced_k(len(joined.embeddings), notices)
         projections, metric = _fit_unsupervised(joined.embeddings, kind, layout)
@@ -145,6 +163,84 @@ def fit_bank(joined: JoinedParts, layout: Layout, plan: BankPlan, notices: Notic
             folds, joined.section_codes, joined.expression, distance, k, plan.weighting, temperature
         ),
     )
+
+
+def _fit_own_section(joined: JoinedParts, layout: Layout, plan: BankPlan, notices: Notices) -> BankFit:
+    """Fit the bank of one section that predicts between its spots, a fifth of which is left out to choose.
+
+    Raises
+    ------
+    SettingError
+        There are too few spots, or the distance is none that places can be joined to.
+    """
+    n_refs, parts = len(joined.embeddings), joined.parts
+    refuse_several_sections(len(parts))
+    if n_refs < MIN_OWN_SECTION:
+        what = (
+            f"--own-section: section {parts[0].name} has {n_refs} spots, too few to leave a fifth of them out"
+        )
+        raise SettingError(what, f"it takes {MIN_OWN_SECTION}; leave --own-section out")
+    _refuse_too_many(plan.k, n_refs)
+    if plan.distance == "cosine":
+        what = "--own-section joins appearance and place in a euclidean distance, and --distance is cosine"
+        raise SettingError(what, "leave --distance out")
+    held_out = fifths(n_refs)
+    kind = _choose_metric(held_out, layout, plan, notices)
+    if kind == "supervised":
+        spots = _spots(joined, layout)
+        learned = learn(spots, held_out, k=plan.k)
+        projections, metric = _compose(learned, layout)
+        folds = _supervised_folds(spots, held_out, learned.penalty)
+    else:
+        projections, metric = _fit_unsupervised(joined.embeddings, kind, layout)
+    mapped = metric.apply(project(joined.embeddings, projections, layout))
+    if kind != "supervised":
+        folds = whole_folds(mapped, held_out)
+    places_um = parts[0].centers_l0 * parts[0].mpp
+    genes = variable_genes(joined.expression, DEFAULT_N_GENES, DEFAULT_MIN_DETECTED)
+    joint = choose_joint(
+        folds,
+        places_um,
+        joined.expression.columns(genes),
+        neighbors=NEIGHBORS_TRIED if plan.k is None else (plan.k,),
+        weighting=plan.weighting,
+    )
+    if joint.place_weight == 0:
+        notices.add(
+            "place does not help to predict spots of this section from the others, and counts nothing"
+        )
+    weight = weight_per_um(mapped, places_um, joint.place_weight)
+    k = joint.k if plan.k is None else plan.k
+    return BankFit(
+        projections=projections,
+        metric=metric,
+        embedding=with_place(mapped, places_um, weight),
+        metric_kind=kind,
+        distance="euclidean",
+        k=k,
+        weighting=plan.weighting,
+        tuning=LEAVE_A_FIFTH_OUT,
+        cross_validation=LEAVE_A_FIFTH_OUT,
+        calibration=calibrate(
+            [with_places(fold, places_um, joint.place_weight) for fold in folds],
+            joined.section_codes, joined.expression, "euclidean", k, plan.weighting, None,
+        ),
+        place_weight=joint.place_weight,
+        weight_per_um=weight,
+    )  # fmt: skip
+
+
+def refuse_several_sections(n_sections: int) -> None:
+    """Refuse a bank of its own section that would be of several.
+
+    Raises
+    ------
+    SettingError
+        There is more than one: places of different sections lie in frames of their own.
+    """
+    if n_sections > 1:
+        what = "--own-section is for one section, whose places are compared, and several are given"
+        raise SettingError(what, "give one, or leave --own-section out")
 
 
 def project(embeddings: F32, projections: tuple[F32 | None, ...], layout: Layout) -> F32:
@@ -203,7 +299,7 @@ def _announced_k(n_refs: int, notices: Notices) -> int:
     return k
 
 
-def _choose_metric(joined: JoinedParts, layout: Layout, plan: BankPlan, notices: Notices) -> MetricKind:
+def _choose_metric(groups: I64, layout: Layout, plan: BankPlan, notices: Notices) -> MetricKind:
     """Settle the metric: supervised where there are sections to learn from.
 
     Raises
@@ -211,7 +307,7 @@ def _choose_metric(joined: JoinedParts, layout: Layout, plan: BankPlan, notices:
     SettingError
         The one asked for cannot be had.
     """
-    sizes = np.bincount(joined.section_codes)
+    sizes = np.bincount(groups)
     usual = default_metric(sizes, layout)
     reason = f"it needs at least two sections, each of at least {_MIN_FOLD} spots"
     if plan.metric == "supervised" and usual != "supervised":
@@ -226,14 +322,18 @@ def _choose_metric(joined: JoinedParts, layout: Layout, plan: BankPlan, notices:
 
 def _spots(joined: JoinedParts, layout: Layout) -> Spots:
     totals = np.concatenate([part.totals for part in joined.parts])
-    return Spots(joined.embeddings, layout.all_blocks, joined.expression, totals, joined.section_codes)
+    expression = joined.expression
+    if expression.coverage is not None:
+        # A gene that some were not measured for tells banks apart, not tissues.
+        expression = expression.only_columns(np.flatnonzero(expression.coverage.measured.all(axis=0)))
+    return Spots(joined.embeddings, layout.all_blocks, expression, totals, joined.section_codes)
 
 
-def _supervised_folds(spots: Spots, penalty: float) -> list[Fold]:
-    """Leave each section out of a metric of its own."""
+def _supervised_folds(spots: Spots, held_out: I64, penalty: float) -> list[Fold]:
+    """Leave each group of spots out of a metric of its own."""
     folds = []
-    for group in np.unique(spots.groups):
-        held, known = np.flatnonzero(spots.groups == group), np.flatnonzero(spots.groups != group)
+    for group in np.unique(held_out):
+        held, known = np.flatnonzero(held_out == group), np.flatnonzero(held_out != group)
         fit = MetricFit(spots[known])
         metric = AffineMetric(fit.mean.astype(np.float32), fit.components(penalty).astype(np.float32))
         folds.append(

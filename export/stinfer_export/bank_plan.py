@@ -53,7 +53,9 @@ class BankPlan:
     preset : what these settings follow, for the record
     orientations : in how many orientations networks see the tissue, 1, 4 or 8
     reductions : with ``map``, how many times coarser the tissue is seen too: (1,), or (1, 2)
-    stain : ``macenko`` brings every section's stains to their common middle before it is encoded
+    stain : ``macenko`` brings every section's stains to their common middle before it is encoded; ``auto``
+        does so where held-out sections are predicted better then
+    own_section : the bank is of one section and predicts between its spots, by appearance and place
     """
 
     dataset: str
@@ -72,7 +74,8 @@ class BankPlan:
     preset: Preset = "custom"
     orientations: int = 1
     reductions: tuple[int, ...] = (1,)
-    stain: Literal["none", "macenko"] = "none"
+    stain: Literal["none", "macenko", "auto"] = "none"
+    own_section: bool = False
 
 
 def with_preset(plan: BankPlan, preset: Preset) -> BankPlan:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stinfer.contract import F32, F64, I64
+from stinfer.contract import F32, F64, I64, Bool
+from stinfer.neighbor_file import Neighbors
 from stinfer.neighbors import Distance, ExactSearch
+from stinfer.origin_search import OriginSearch
 from stinfer.predict import (
     Weighting,
     domain_distance,
@@ -17,8 +19,8 @@ from stinfer.predict import (
     neighbor_weights,
     spread_from_neighbors,
 )
-from stinfer.prediction import Neighbors
 from stinfer.sparse import Sparse
+from stinfer.voters import OriginNeighbors
 from stinfer_export.agreement import pearson_by_gene
 
 _N_QUANTILES = 101
@@ -77,13 +79,27 @@ class Calibration:
     interval_floor: F32
 
 
+def usual_temperature(distances: F32) -> float:
+    """Return the softmax temperature where none was learned.
+
+    Parameters
+    ----------
+    distances : (n, k), ascending
+
+    Returns
+    -------
+    half the median difference between the k-th and the nearest neighbor's distance
+    """
+    return max(_TEMPERATURE_SHARE * float(np.median(distances[:, -1] - distances[:, 0])), 1e-6)
+
+
 def whole_folds(embedding: F32, section_codes: I64) -> list[Fold]:
     """Leave sections out, or single spots where there is one section, from a metric that is the same for all.
 
     Parameters
     ----------
     embedding : (n_refs, dim), after the metric
-    section_codes : (n_refs,), section of each reference
+    section_codes : (n_refs,), section of each reference, or of whatever else is left out together
     """
     single = bool((section_codes == section_codes[0]).all())
     groups = np.arange(len(embedding)) if single else section_codes
@@ -109,7 +125,8 @@ def calibrate(
     ----------
     folds : every reference is left out in one
     section_codes : (n_refs,), section of each reference
-    expression : (n_refs, n_genes), log1p CP10K
+    expression : (n_refs, n_genes), log1p CP10K; a gene is compared where it was measured, by references of
+        which it was
     distance, k, weighting : of the bank; k is lowered where fewer references remain
     temperature : of the softmax; None for half of the median difference between the k-th and the first
         neighbor's distance
@@ -125,16 +142,26 @@ def calibrate(
     n_found = max(k_left, domain_k)
     distances = np.empty((n_refs, n_found), dtype=np.float32)
     indices = np.empty((n_refs, n_found), dtype=np.int64)
+    coverage = expression.coverage
+    shape = (n_refs, 0 if coverage is None else coverage.n_origins, k_left)
+    origin_distances, origin_indices = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.int64)
     for fold in folds:
         search = ExactSearch(fold.known_embedding, distance)
         distances[fold.held], found = search.query(fold.held_embedding, n_found)
         indices[fold.held] = fold.known[found]
+        if coverage is not None:
+            known = coverage.origin_of[fold.known]
+            origins = OriginSearch(fold.known_embedding, known, coverage.n_origins, distance)
+            origin_distances[fold.held], found = origins.query(fold.held_embedding, k_left)
+            origin_indices[fold.held] = fold.known[found]
     quantiles = np.quantile(domain_distance(distances, domain_k), np.linspace(0, 1, _N_QUANTILES))
     distances, indices = distances[:, :k_left], indices[:, :k_left]
     if temperature is None:
-        temperature = _TEMPERATURE_SHARE * float(np.median(distances[:, -1] - distances[:, 0]))
-        temperature = max(temperature, 1e-6)
-    neighbors = Neighbors(indices, neighbor_weights(distances, weighting, temperature))
+        temperature = usual_temperature(distances)
+    by_origin = None
+    if coverage is not None:
+        by_origin = OriginNeighbors(origin_distances, origin_indices, weighting, temperature)
+    neighbors = Neighbors(indices, neighbor_weights(distances, weighting, temperature), by_origin)
     pearson, scale, floor = _by_gene(expression, section_codes, neighbors)
     with np.errstate(invalid="ignore"):
         n_varying = np.isfinite(pearson).sum(axis=0)
@@ -164,15 +191,36 @@ def _by_gene(expression: Sparse, section_codes: I64, neighbors: Neighbors) -> tu
     pearson = np.full((len(rows_of), expression.n_columns), np.nan)
     scale = np.full(expression.n_columns, np.nan, dtype=np.float32)
     floor = np.full(expression.n_columns, np.nan, dtype=np.float32)
-    every = np.arange(expression.n_columns)
-    for genes, predicted, spread in iter_spreads(expression, every, neighbors):
-        measured = expression.columns(every[genes])
-        for i, rows in enumerate(rows_of):
-            pearson[i, genes] = pearson_by_gene(predicted[rows], measured[rows])
-        if len(measured) >= _MIN_FOR_INTERVAL:
-            floor[genes] = spread.mean(axis=0)
-            scale[genes] = _conformal(np.abs(measured - predicted), spread, floor[genes])
+    for chosen, voters, usable in _voting(expression, neighbors):
+        for block, predicted, spread in iter_spreads(expression, chosen, voters):
+            genes = chosen[block]
+            measured = expression.columns(genes)
+            for i, rows in enumerate(rows_of):
+                if usable[rows].all():
+                    pearson[i, genes] = pearson_by_gene(predicted[rows], measured[rows])
+            if usable.sum() >= _MIN_FOR_INTERVAL:
+                error, usual = np.abs(measured - predicted)[usable], spread[usable]
+                floor[genes] = usual.mean(axis=0)
+                scale[genes] = _conformal(error, usual, floor[genes])
     return pearson, scale, floor
+
+
+def _voting(expression: Sparse, neighbors: Neighbors) -> Iterator[tuple[I64, Neighbors, Bool]]:
+    """Sort all genes by who votes for them.
+
+    Yields
+    ------
+    genes : (n,), columns
+    voters : of them
+    usable : (n_refs,), references of which the genes were measured and that others predict
+    """
+    coverage, every = expression.coverage, np.arange(expression.n_columns)
+    if coverage is None:
+        yield every, neighbors, np.ones(len(neighbors), dtype=np.bool_)
+        return
+    for origins, genes in coverage.groups(every):
+        voters = neighbors.of(origins)
+        yield genes, voters, origins[coverage.origin_of] & (voters.weights.sum(axis=1) > 0)
 
 
 def _conformal(error: F32, spread: F32, floor: F32) -> F32:
@@ -199,4 +247,5 @@ def iter_spreads(expression: Sparse, chosen: I64, neighbors: Neighbors) -> Itera
         genes = slice(start, min(start + step, len(chosen)))
         dense = expression.columns(chosen[genes])
         mean = expression_from_neighbors(neighbors.weights, neighbors.indices, dense)
-        yield genes, mean, spread_from_neighbors(neighbors.weights, neighbors.indices, dense, mean)
+        middle = dense.mean(axis=0, dtype=np.float64).astype(np.float32)
+        yield genes, mean, spread_from_neighbors(neighbors.weights, neighbors.indices, dense, mean, middle)

@@ -20,11 +20,11 @@ from stinfer.cli_tools import (
 )
 from stinfer_export.cli_evaluate import evaluate_group
 from stinfer_export.cli_options import FILE as _FILE
-from stinfer_export.cli_options import plan_options, read_names
+from stinfer_export.cli_options import fit_options, plan_options, read_names, visium_images
 
 if TYPE_CHECKING:
     from stinfer_export.bank_plan import Preset
-    from stinfer_export.datasets.section import Section
+    from stinfer_export.datasets.section import Platform, Section
 
 _MODELS = Path("models")
 _BANKS = Path("reference_bank")
@@ -94,6 +94,11 @@ _BANK_OPTIONS = (
     click.option(
         "--without-model", is_flag=True, help="Leave the ONNX file out; it must then lie beside the bank."
     ),
+    click.option(
+        "--own-section",
+        is_flag=True,
+        help="Of one section: predict between its own spots, on its own image, by appearance and place.",
+    ),
     encoding_options,
     click.option("--overwrite", is_flag=True, help="Replace the bank if it exists."),
     click.option("--quiet", is_flag=True, help="Print errors and notices only."),
@@ -119,7 +124,7 @@ def _bank_options(out: Path) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 def _pack(
     sections: Iterable[Section],
-    platform: dict[str, Any],
+    platform: Platform,
     *,
     models: tuple[Path, ...],
     out: Path,
@@ -129,13 +134,13 @@ def _pack(
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Build a bank of sections and say what it holds; `platform` is name, pitch and diameter of spots."""
+    """Build a bank of sections and say what it holds."""
     from stinfer.files import make_folder
     from stinfer_export.bank_builder import build_bank
     from stinfer_export.bank_plan import BankPlan, with_preset
 
     running = {name: options.pop(name) for name in ("device", "threads", "batch_size", "overwrite")}
-    plan = BankPlan(**platform, include_model=not without_model, orientations=int(orientations), **options)
+    plan = BankPlan(*platform, include_model=not without_model, orientations=int(orientations), **options)
     if out.parent == _BANKS:
         make_folder(out.parent)
     summary = build_bank(
@@ -157,12 +162,7 @@ def bank_her2st(folder: Path, sections: list[str] | None, **options: Any) -> Non
     set_up_logging(quiet=options["quiet"])
     from stinfer_export.datasets import her2st as dataset
 
-    platform = {
-        "dataset": dataset.NAME,
-        "pitch_um": dataset.PITCH_UM,
-        "spot_diameter_um": dataset.SPOT_DIAMETER_UM,
-    }
-    _pack(dataset.iter_sections(folder, sections), platform, **options)
+    _pack(dataset.iter_sections(folder, sections), dataset.PLATFORM, **options)
 
 
 @bank_group.command(
@@ -170,14 +170,7 @@ def bank_her2st(folder: Path, sections: list[str] | None, **options: Any) -> Non
     epilog="Example: stinfer-export bank visium outs --image slide.tif --model models/stain_texture.onnx",
 )
 @click.argument("outs", metavar="OUTS", type=_FILE, nargs=-1, required=True)
-@click.option(
-    "--image",
-    "images",
-    type=_FILE,
-    multiple=True,
-    required=True,
-    help="The full-resolution image that Space Ranger was given; once for each of OUTS, in their order.",
-)
+@visium_images
 @_bank_options(_BANKS / "visium.h5")
 @shows_errors
 def bank_visium(outs: tuple[Path, ...], images: tuple[Path, ...], **options: Any) -> None:
@@ -189,13 +182,7 @@ def bank_visium(outs: tuple[Path, ...], images: tuple[Path, ...], **options: Any
     set_up_logging(quiet=options["quiet"])
     from stinfer_export.datasets import visium as dataset
 
-    scale = dataset.read_platform(outs)
-    platform = {
-        "dataset": dataset.NAME,
-        "pitch_um": scale.pitch_um,
-        "spot_diameter_um": scale.spot_diameter_um,
-    }
-    _pack(dataset.iter_sections(outs, images), platform, **options)
+    _pack(dataset.iter_sections(outs, images), dataset.read_platform(outs), **options)
 
 
 @bank_group.command(
@@ -215,12 +202,46 @@ def bank_anndata(file: Path, image: Path, **options: Any) -> None:
     from stinfer_export.datasets import anndata_file as dataset
 
     section = dataset.AnnDataSection(file)
-    platform = {
-        "dataset": dataset.NAME,
-        "pitch_um": section.scale.pitch_um,
-        "spot_diameter_um": section.scale.spot_diameter_um,
-    }
-    _pack([section.read_section(image)], platform, **options)
+    _pack([section.read_section(image)], section.platform, **options)
+
+
+@bank_group.command(
+    name="merge", epilog="Example: stinfer-export bank merge her2st.h5 visium.h5 --out breast.h5"
+)
+@click.argument("banks", metavar="BANK...", type=_FILE, nargs=-1, required=True)
+@click.option(
+    "--out",
+    type=_FILE,
+    default=_BANKS / "merged.h5",
+    show_default=True,
+    help="Bank to write; the folder of the default is made.",
+)
+@fit_options
+@click.option(
+    "--without-model", is_flag=True, help="Leave the ONNX file out; it must then lie beside the bank."
+)
+@click.option("--overwrite", is_flag=True, help="Replace the bank if it exists.")
+@click.option("--quiet", is_flag=True, help="Print errors and notices only.")
+@shows_errors
+def bank_merge(
+    banks: tuple[Path, ...], out: Path, *, without_model: bool, quiet: bool, **options: Any
+) -> None:
+    """Merge BANKs of the same models, fields of view and scale, whatever their platforms, into one.
+
+    A gene that a bank does not list is not 0 in it but unknown: it is predicted from the nearest references
+    of the banks that list it. Metric, k and calibration are fitted anew, to the references of all; no image
+    is needed. Nothing but depth is evened out between platforms. The pitch of predictions is the first
+    bank's.
+    """
+    set_up_logging(quiet=quiet)
+    from stinfer.files import make_folder
+    from stinfer_export.merging import merge_banks
+
+    if out.parent == _BANKS:
+        make_folder(out.parent)
+    summary = merge_banks(banks, out, include_model=not without_model, **options)
+    if not quiet:
+        click.echo(f"{summary.path}: {summary.n_refs} references x {summary.n_genes} genes")
 
 
 @main.group(name="fetch", epilog="Example: stinfer-export fetch weights resnet18")

@@ -37,6 +37,34 @@ def _read_sides(
     return found
 
 
+_FIT_OPTIONS = (
+    click.option(
+        "--metric",
+        type=click.Choice(["none", "standardize", "pca", "supervised"]),
+        help="supervised: learned from the references' expression; standardize: every component of the "
+        "embedding with the same spread; pca: 64 principal components of that, of every window. [default: "
+        "supervised; with one section pca, or standardize for stain_texture]",
+    ),
+    click.option(
+        "--distance",
+        type=click.Choice(["cosine", "euclidean"]),
+        help="Distance of embeddings. [default: euclidean with a supervised metric, else cosine]",
+    ),
+    click.option(
+        "--k",
+        type=click.IntRange(min=1),
+        help="Neighbors to average. [default: chosen with a supervised metric, else 100, or a fifth of few "
+        "references]",
+    ),
+    click.option(
+        "--weighting",
+        type=click.Choice(["uniform", "inverse", "softmax"]),
+        default="softmax",
+        show_default=True,
+        help="How near neighbors weigh more.",
+    ),
+)
+
 _PLAN_OPTIONS = (
     click.option(
         "--model",
@@ -64,10 +92,11 @@ _PLAN_OPTIONS = (
     ),
     click.option(
         "--stain",
-        type=click.Choice(["none", "macenko"]),
+        type=click.Choice(["none", "macenko", "auto"]),
         default="none",
         show_default=True,
-        help="macenko: bring every slide's stains to those of the references before it is encoded.",
+        help="macenko: bring every slide's stains to those of the references before it is encoded; auto: "
+        "where that predicts held-out sections better, which takes twice the time.",
     ),
     click.option(
         "--pooling",
@@ -103,36 +132,29 @@ _PLAN_OPTIONS = (
         show_default=True,
         help="Drop a spot if more than this part of its patch, or smallest window, is outside the image.",
     ),
-    click.option(
-        "--metric",
-        type=click.Choice(["none", "standardize", "pca", "supervised"]),
-        help="supervised: learned from the references' expression; standardize: every component of the "
-        "embedding with the same spread; pca: 64 principal components of that, of every window. [default: "
-        "supervised; with one section pca, or standardize for stain_texture]",
-    ),
-    click.option(
-        "--distance",
-        type=click.Choice(["cosine", "euclidean"]),
-        help="Distance of embeddings. [default: euclidean with a supervised metric, else cosine]",
-    ),
-    click.option(
-        "--k",
-        type=click.IntRange(min=1),
-        help="Neighbors to average. [default: chosen with a supervised metric, else 100, or a fifth of few "
-        "references]",
-    ),
-    click.option(
-        "--weighting",
-        type=click.Choice(["uniform", "inverse", "softmax"]),
-        default="softmax",
-        show_default=True,
-        help="How near neighbors weigh more.",
-    ),
+    *_FIT_OPTIONS,
 )
 
 
 def plan_options(command: Callable[P, R]) -> Callable[P, R]:
     """Add the flags that say how sections are embedded and what predicts, the same for banks and folds."""
     for option in reversed(_PLAN_OPTIONS):
+        command = option(command)
+    return command
+
+
+visium_images = click.option(
+    "--image",
+    "images",
+    type=FILE,
+    multiple=True,
+    required=True,
+    help="The full-resolution image that Space Ranger was given; once for each of OUTS, in their order.",
+)
+
+
+def fit_options(command: Callable[P, R]) -> Callable[P, R]:
+    """Add the flags that say how a bank predicts, the same for banks that are built and merged."""
+    for option in reversed(_FIT_OPTIONS):
         command = option(command)
     return command

@@ -15,6 +15,7 @@ A branch of the tree of `stinfer.errors`; each class is also a builtin::
         ├── ArchiveError                   (OSError)       what was fetched cannot be unpacked
         ├── ParityError                    (ArithmeticError)  ONNX Runtime computes something else
         ├── PackagingError                 (RuntimeError)  a bundle or folder of wheels cannot be made
+        ├── BankMergeError                 (ValueError)    banks that do not go together
         └── DatasetError                   (ValueError)    measured sections that cannot be read
 """
 
@@ -185,3 +186,12 @@ def _first(names: Sequence[str]) -> str:
         return ""
     more = ", …" if len(names) > N_NAMES_SHOWN else ""
     return f" ({', '.join(names[:N_NAMES_SHOWN])}{more})"
+
+
+class BankMergeError(ExportError, ValueError):
+    """Two banks cannot become one."""
+
+    def __init__(self, first: Path, second: Path, cause: str, fix: str) -> None:
+        super().__init__(f"banks {first} and {second} cannot be merged: {cause}", fix)
+        self.paths = (first, second)
+        self.cause = cause

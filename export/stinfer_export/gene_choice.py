@@ -24,11 +24,13 @@ def variable_genes(expression: Sparse, n_genes: int | None, min_detected: float)
     -------
     (n,), columns, largest variance first
     """
-    n_spots, width = len(expression.indptr) - 1, expression.n_columns
-    data = expression.data.astype(np.float64)
-    total = np.bincount(expression.indices, weights=data, minlength=width)
-    squares = np.bincount(expression.indices, weights=data**2, minlength=width)
+    width, coverage = expression.n_columns, expression.coverage
+    # Where a gene was not measured it is not 0: only the spots where it was count.
+    n_spots = np.maximum(len(expression.indptr) - 1 if coverage is None else coverage.n_measuring(), 1)
+    data, indices = expression.data[:].astype(np.float64), expression.indices[:]
+    total = np.bincount(indices, weights=data, minlength=width)
+    squares = np.bincount(indices, weights=data**2, minlength=width)
     variance = squares / n_spots - (total / n_spots) ** 2
-    detected = np.bincount(expression.indices, minlength=width) / n_spots
+    detected = np.bincount(indices, minlength=width) / n_spots
     order = np.argsort(-variance, kind="stable")
     return np.asarray(order[detected[order] > min_detected][:n_genes], dtype=np.int64)

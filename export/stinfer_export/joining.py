@@ -23,7 +23,8 @@ class JoinedParts:
     ----------
     parts : the sections
     genes : n_genes symbols, in alphabetical order
-    expression : (n_spots, n_genes), log1p CP10K; 0 where a section does not list a gene
+    expression : (n_spots, n_genes), log1p CP10K; 0 where a section does not list a gene; of merged banks with
+        what was measured of which spots
     embeddings : (n_spots, dim), as the backbone gives them
     section_codes : (n_spots,), number of each spot's section
     """
@@ -52,17 +53,19 @@ def join_parts(parts: Sequence[Part], join: GeneJoin, notices: Notices) -> Joine
     return JoinedParts(
         parts=tuple(parts),
         genes=genes,
-        expression=_stack(parts, genes),
+        expression=stack(parts, genes),
         embeddings=np.concatenate([part.embeddings for part in parts]),
         section_codes=np.repeat(np.arange(len(parts)), [len(part.spots) for part in parts]),
     )
 
 
 def gene_presence(joined: JoinedParts) -> dict[str, AnyArray]:
-    """Say in how many sections a gene is listed, and in what part of the spots it is detected."""
+    """Say in how many sections a gene is listed, and in what part of the spots that measure it detected."""
     listed = [set(part.genes) for part in joined.parts]
     n_genes, n_spots = len(joined.genes), len(joined.embeddings)
-    detected = np.bincount(joined.expression.indices, minlength=n_genes) / n_spots
+    coverage = joined.expression.coverage
+    n_measuring = n_spots if coverage is None else coverage.n_measuring()
+    detected = np.bincount(joined.expression.indices[:], minlength=n_genes) / n_measuring
     return {
         "detected_fraction": detected.astype(np.float32),
         "n_sections": np.asarray(
@@ -106,17 +109,27 @@ def _join_genes(parts: Sequence[Part], join: GeneJoin, notices: Notices) -> tupl
     return tuple(sorted(genes))
 
 
-def _stack(parts: Sequence[Part], genes: Sequence[str]) -> Sparse:
-    """Put the sections below each other, in the bank's gene order; columns ascend in every row."""
+def stack(parts: Sequence[Part], genes: Sequence[str]) -> Sparse:
+    """Put sections below each other, in the bank's gene order; columns ascend in every row.
+
+    Parameters
+    ----------
+    parts : the sections
+    genes : n_genes symbols; what a section lists beside them is left out
+
+    Returns
+    -------
+    (n_spots, n_genes), log1p CP10K
+    """
     column_of = {gene: i for i, gene in enumerate(genes)}
     data, indices, lengths = [], [], []
     for part in parts:
         renamed = np.asarray([column_of.get(gene, -1) for gene in part.genes], dtype=np.int64)
-        columns = renamed[part.expression.indices]
+        columns = renamed[part.expression.indices[:]]
         rows = np.repeat(np.arange(len(part.spots)), np.diff(part.expression.indptr))
         order = np.lexsort((columns, rows))
         order = order[columns[order] >= 0]
-        data.append(part.expression.data[order])
+        data.append(part.expression.data[:][order])
         indices.append(columns[order].astype(np.int32))
         lengths.append(np.bincount(rows[order], minlength=len(part.spots)))
     indptr = np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64)

@@ -156,12 +156,14 @@ class MetricFit:
         return np.asarray(found / np.sqrt(max(float(length.sum(axis=1).mean()), _NOTHING)))
 
 
-def learn(spots: Spots, *, k: int | None = None) -> Learned:
+def learn(spots: Spots, held_out: I64 | None = None, *, k: int | None = None) -> Learned:
     """Fit the metric, and choose penalty, k and temperature by leaving sections out.
 
     Parameters
     ----------
-    spots : of at least two groups, each with two spots or more
+    spots : to learn from
+    held_out : (n,), numbers of at least two groups that are left out in turn, each with two spots or more;
+        None for the sections
     k : neighbors, where they are not to be chosen
 
     Returns
@@ -170,7 +172,7 @@ def learn(spots: Spots, *, k: int | None = None) -> Learned:
     """
     scores: dict[tuple[float, int, float], list[float]] = {}
     gaps: dict[tuple[float, int], list[float]] = {}
-    folds = _folds(spots.groups)
+    folds = _folds(spots.groups if held_out is None else held_out)
     # As many in every fold, so that the same choices are compared in all.
     fewest = min(int((~held).sum()) for held in folds)
     tried = sorted({min(n, fewest) for n in ([k] if k is not None else NEIGHBORS)})

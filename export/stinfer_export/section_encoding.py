@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,8 @@ class Part:
 
     name: str
     patient: str
+    image_path: Path
+    mpp: float
     spots: tuple[str, ...]
     centers_l0: F64
     array: F64
@@ -109,6 +112,8 @@ def part_of(section: Section, kept: I64, embeddings: F32) -> Part:
     return Part(
         name=section.name,
         patient=section.patient,
+        image_path=section.image_path,
+        mpp=section.mpp,
         spots=tuple(section.spots[i] for i in kept),
         centers_l0=section.centers_l0[kept],
         array=section.array[kept],

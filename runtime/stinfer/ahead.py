@@ -1,10 +1,11 @@
-"""Work one step ahead, in a thread of its own: the next region is read while this one is encoded."""
+"""Work ahead in other threads: a region is read while another is encoded, patches by several at once."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -31,3 +32,26 @@ def ahead(steps: Generator[T, None, None], depth: int = 1) -> Generator[T, None,
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         steps.close()
+
+
+def in_parallel(tasks: Iterable[Callable[[], T]], n_workers: int) -> Generator[T, None, None]:
+    """Give what tasks give, in their order, done by several threads while the caller goes on.
+
+    What a task raises comes out in its turn, as itself. However this ends, the threads have ended before the
+    caller goes on: tasks that were begun are waited for, and no other is begun.
+
+    Parameters
+    ----------
+    tasks : each is done by one thread; they are asked for in the caller's
+    n_workers : threads; twice as many tasks are under way or wait to be given
+    """
+    pool = ThreadPoolExecutor(max_workers=n_workers, thread_name_prefix="stinfer-worker")
+    try:
+        pending = iter(tasks)
+        begun: deque[Future[T]] = deque(pool.submit(task) for task in islice(pending, 2 * n_workers))
+        while begun:
+            found = begun.popleft().result()
+            begun.extend(pool.submit(task) for task in islice(pending, 1))
+            yield found
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

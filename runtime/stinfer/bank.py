@@ -16,7 +16,9 @@ import numpy as np
 from stinfer import h5ad
 from stinfer.bank_parts import ANNOY, compare_hashes, hash_blob, part_of, read_blob
 from stinfer.bank_settings import BankSettings
-from stinfer.contract import BANK_FORMAT_VERSION, F32, F64, I64, AnyArray
+from stinfer.bank_shapes import check_shapes
+from stinfer.contract import BANK_FORMAT_VERSION, F32, F64, I64, MERGED_BANK_VERSION, AnyArray
+from stinfer.coverage import Coverage
 from stinfer.errors import (
     BankAlteredError,
     BankError,
@@ -29,9 +31,16 @@ from stinfer.errors import (
 from stinfer.files import is_file, sha256_file
 from stinfer.integrity import hash_arrays, hash_json
 from stinfer.metric import AffineMetric
+from stinfer.own_section import OwnSection
+from stinfer.raw_embedding import RawEmbedding
 from stinfer.sparse import Sparse
 from stinfer.stain import Stain
+from stinfer.stored_array import StoredArray
 
+RAW = "raw_embedding"
+# Which genes each origin measures.
+MEASURED = "measured"
+OWN_SECTION = "own_section"
 # HDF5, h5py and numpy speak of damage in all of these; whichever it is, the file is no whole bank.
 DAMAGE = (
     OSError,
@@ -44,10 +53,9 @@ DAMAGE = (
     OverflowError,
     MemoryError,
 )
+_EVERYTHING = 1 << 62
 # The last version that had one model.
 _ONE_MODEL = 2
-# Of a stain: how far from 1 its directions' lengths may be, the least sine between them, the largest amount.
-_UNIT_SLACK, _LEAST_APART, _MAX_AMOUNT = 1e-6, 1e-3, 1000.0
 # The one column of `var` that is text; scanpy calls it so too.
 GENE_IDS = "gene_ids"
 
@@ -67,7 +75,7 @@ class Bank:
     spot_columns : further numbers of `obs`, each (n_refs,)
     spatial : (n_refs, 2), level-0 px of the section's image
     expression : (n_refs, n_genes), log1p CP10K
-    embedding : (n_refs, n), after the metric
+    embedding : (n_refs, n), after the metric, and behind it the places of a bank of its own section
     metric : the affine map
     projections : for each model, (channels, n) linear map of its cells, or patches, before the metric; None
         where there is none
@@ -75,6 +83,8 @@ class Bank:
     distance_quantiles : (m,), quantiles 0 to 1 of the references' own held-out neighbor distance
     hashes : SHA-256 of each part
     gene_ids : n_genes Ensembl IDs, empty where one is not known; None where the bank has none
+    origins : of each reference, the bank that was merged into this one; None where it was built of sections
+    own_section : of a bank that predicts between its own spots; None of all others
     """
 
     path: Path
@@ -87,17 +97,25 @@ class Bank:
     spot_columns: dict[str, AnyArray]
     spatial: F64
     expression: Sparse
-    embedding: F32
+    embedding: F32 | StoredArray
     metric: AffineMetric
     projections: tuple[F32 | None, ...]
     stain: Stain | None
     distance_quantiles: F32
     hashes: dict[str, str]
     gene_ids: tuple[str, ...] | None = None
+    origins: tuple[str, ...] | None = None
+    own_section: OwnSection | None = None
 
     @classmethod
-    def open(cls, path: str | Path) -> Bank:
+    def open(cls, path: str | Path, held_bytes: int | None = None) -> Bank:
         """Read a bank and check every part against its hash.
+
+        Parameters
+        ----------
+        path : the bank
+        held_bytes : expression and embeddings that are larger, each, stay in the file, and are read from
+            there as they are needed; None to hold everything
 
         Raises
         ------
@@ -112,11 +130,11 @@ class Bank:
         try:
             with h5py.File(path, "r") as file:
                 h5ad.refuse_links(file)
-                bank = _read(path, file, _check_version(path, file))
+                bank = _read(path, file, _check_version(path, file), held_bytes)
                 for name in (*model_names(bank.settings, _version(file)), ANNOY):
                     found = hash_blob(file, name) if name in file["uns/stinfer"] else "none"
                     compare_hashes(path, name, bank.hashes.get(name, "none"), found)
-            _check_shapes(bank)
+            check_shapes(bank)
         except BankError:
             raise
         except h5ad.UnreadableError as error:
@@ -164,8 +182,12 @@ class Bank:
         """Whether the bank is enough to predict."""
         return any(name.startswith("model") for name in self.hashes)
 
-    def annoy_index(self) -> bytes | None:
-        """Return the Annoy index as it was saved, or None where the bank has none.
+    def annoy_index(self, target: Path) -> bool:
+        """Write the Annoy index into a file, as it was saved.
+
+        Returns
+        -------
+        whether the bank has one; else no file is written
 
         Raises
         ------
@@ -173,11 +195,70 @@ class Bank:
             It is not what it was when the bank was opened.
         """
         if ANNOY not in self.hashes:
-            return None
+            return False
+        digest = hashlib.sha256()
+        with h5py.File(self.path, "r") as file, target.open("wb") as copy:
+            for block in h5ad.iter_bytes(file["uns/stinfer"], ANNOY):
+                copy.write(block.data)
+                digest.update(block.data)
+        compare_hashes(self.path, ANNOY, self.hashes[ANNOY], digest.hexdigest())
+        return True
+
+    def raw_embedding(self) -> RawEmbedding | None:
+        """Return the embeddings before the metric, or None where the bank has none.
+
+        Raises
+        ------
+        BankAlteredError, BankFormatError
+            They are not what was written, or do not fit the bank.
+        """
         with h5py.File(self.path, "r") as file:
-            index = read_blob(file, ANNOY)
-        compare_hashes(self.path, ANNOY, self.hashes[ANNOY], hashlib.sha256(index).hexdigest())
-        return index
+            if RAW not in file["obsm"]:
+                return None
+            names = ("raw_middle", "raw_step")
+            codes, middle, step = (
+                h5ad.read_array(file["obsm"], RAW), *(h5ad.read_array(file["uns/stinfer"], n) for n in names)
+            )  # fmt: skip
+        compare_hashes(self.path, RAW, self.hashes.get(RAW, "none"), hash_arrays(codes, middle, step))
+        fits = codes.ndim == 2 and len(codes) == self.n_refs and middle.shape == step.shape == codes.shape[1:]
+        if not fits or [a.dtype for a in (codes, middle, step)] != [np.int16, np.float32, np.float32]:
+            cause = "its raw embeddings do not fit its spots"
+            raise BankFormatError(self.path, cause)
+        return RawEmbedding(codes, middle, step)
+
+    @property
+    def format_version(self) -> int:
+        """Of the format as it is written: the first that has all the bank has."""
+        return BANK_FORMAT_VERSION if self.origins is None else MERGED_BANK_VERSION
+
+    @property
+    def origin_names(self) -> tuple[str, ...]:
+        """Names of the origins in the order of the coverage; none where it has none."""
+        return tuple(sorted(set(self.origins or ())))
+
+    def origin_sizes(self) -> list[tuple[str, int, int]]:
+        """Return name, number of references and number of genes of every origin."""
+        coverage = self.expression.coverage
+        if coverage is None:
+            return []
+        n_refs = np.bincount(coverage.origin_of, minlength=coverage.n_origins).tolist()
+        n_genes = coverage.measured.sum(axis=1).tolist()
+        return list(zip(self.origin_names, n_refs, n_genes, strict=True))
+
+    def comparable(self, embeddings: F32, centers_l0: F64) -> F32:
+        """Bring places to what references are compared by.
+
+        Parameters
+        ----------
+        embeddings : (n, dim), as the encoders give them
+        centers_l0 : (n, 2), level-0 px
+
+        Returns
+        -------
+        (n, as many as `embedding`)
+        """
+        mapped = self.metric.apply(embeddings)
+        return mapped if self.own_section is None else self.own_section.join(mapped, centers_l0)
 
     @property
     def n_refs(self) -> int:
@@ -215,8 +296,13 @@ def hash_parts(bank: Bank, version: int = BANK_FORMAT_VERSION) -> dict[str, str]
         "metric": hash_arrays(bank.metric.mean, bank.metric.components, *projections),
         "calibration": hash_arrays(bank.distance_quantiles),
     }
+    if bank.origins is not None and sparse.coverage is not None:
+        measured = np.ascontiguousarray(sparse.coverage.measured.T)
+        parts["origins"] = hash_json([list(bank.origins), hash_arrays(measured)])
     if bank.stain is not None:
         parts["stain"] = hash_arrays(bank.stain.directions, bank.stain.amounts)
+    if bank.own_section is not None:
+        parts[OWN_SECTION] = hash_json(bank.own_section.to_mapping())
     return parts
 
 
@@ -234,8 +320,8 @@ def _check_version(path: Path, file: h5py.File) -> int:
         cause = "it is an HDF5 file, but no bank"
         raise BankFormatError(path, cause)
     version = int(scalars["format_version"])
-    if not 1 <= version <= BANK_FORMAT_VERSION:
-        raise BankVersionError(path, version, BANK_FORMAT_VERSION)
+    if not 1 <= version <= MERGED_BANK_VERSION:
+        raise BankVersionError(path, version, MERGED_BANK_VERSION)
     return version
 
 
@@ -260,23 +346,34 @@ def _read_projections(uns: h5py.Group, settings: BankSettings, version: int) -> 
     return tuple(h5ad.read_array(uns, name) if name in uns else None for name in names)
 
 
-def _read(path: Path, file: h5py.File, version: int) -> Bank:
+def _read(path: Path, file: h5py.File, version: int, held_bytes: int | None) -> Bank:
     uns = file["uns/stinfer"]
     var, obs, x = file["var"], file["obs"], file["X"]
     if x.attrs["encoding-type"] != "csr_matrix":
         cause = f"X is a {x.attrs['encoding-type']}, expected csr_matrix"
         raise BankFormatError(path, cause)
+    texts = ["section", "patient"]
+    origins, coverage = None, None
+    if version >= MERGED_BANK_VERSION:
+        texts.append("origin")
+        origins = tuple(h5ad.read_categories(obs, "origin"))
+        codes = np.unique(np.asarray(origins), return_inverse=True)[1].astype(np.int64)
+        coverage = Coverage(codes, np.ascontiguousarray(h5ad.read_array(file["varm"], MEASURED).T))
+    held_bytes = _EVERYTHING if held_bytes is None else held_bytes
     sparse = Sparse(
-        h5ad.read_array(x, "data"),
-        h5ad.read_array(x, "indices"),
+        h5ad.open_array(x, "data", held_bytes),
+        h5ad.open_array(x, "indices", held_bytes),
         h5ad.read_array(x, "indptr"),
         int(x.attrs["shape"][1]),
+        coverage,
     )
-    texts = ("section", "patient")
     settings = _read_settings(uns, version)
     stain = None
     if settings.stain != "none":
         stain = Stain(h5ad.read_array(uns, "stain_directions"), h5ad.read_array(uns, "stain_amounts"))
+    own = None
+    if version > _ONE_MODEL and OWN_SECTION in uns:
+        own = OwnSection.from_mapping(h5ad.read_scalars(uns[OWN_SECTION]))
     bank = Bank(
         path=path,
         settings=settings,
@@ -292,100 +389,16 @@ def _read(path: Path, file: h5py.File, version: int) -> Bank:
         },
         spatial=h5ad.read_array(file["obsm"], "spatial"),
         expression=sparse,
-        embedding=h5ad.read_array(file["obsm"], "embedding"),
+        embedding=h5ad.open_array(file["obsm"], "embedding", held_bytes),
         metric=AffineMetric(h5ad.read_array(uns, "metric_mean"), h5ad.read_array(uns, "metric_components")),
         projections=_read_projections(uns, settings, version),
         stain=stain,
         distance_quantiles=h5ad.read_array(uns, "distance_quantiles"),
         hashes={key: str(value) for key, value in h5ad.read_scalars(uns["hashes"]).items()},
         gene_ids=tuple(h5ad.read_strings(var, GENE_IDS)) if GENE_IDS in var.attrs["column-order"] else None,
+        origins=origins,
+        own_section=own,
     )
     for part, found in hash_parts(bank, version).items():
         compare_hashes(path, part, bank.hashes.get(part, "none"), found)
     return bank
-
-
-def _check_shapes(bank: Bank) -> None:
-    """Refuse parts that do not fit together, whatever their hashes say."""
-    n_refs, n_genes = bank.n_refs, len(bank.genes)
-    sparse = bank.expression
-    if bank.distance_quantiles.ndim != 1 or bank.embedding.ndim != 2 or sparse.indptr.ndim != 1:
-        cause = "its arrays have not the format's dimensions"
-        raise BankFormatError(bank.path, cause)
-    checks = {
-        "it has no references": n_refs > 0 and n_genes > 0,
-        "its sections do not fit its spots": len(bank.sections) == len(bank.patients) == n_refs,
-        "its spot columns do not fit its spots": all(
-            c.shape == (n_refs,) for c in bank.spot_columns.values()
-        ),
-        "domain_k is larger than its number of references": bank.settings.domain_k <= n_refs,
-        "its expression does not fit its spots and genes": (
-            len(sparse.indptr) == n_refs + 1 and sparse.n_columns == n_genes
-        ),
-        "its expression matrix is no valid CSR": sparse.is_valid(),
-        "its embeddings do not fit its spots": len(bank.embedding) == n_refs,
-        "its spots' coordinates do not fit": bank.spatial.shape == (n_refs, 2),
-        "its gene symbols repeat": len(set(bank.genes)) == n_genes,
-        "its spots' names repeat": len(set(bank.spots)) == n_refs,
-        "its numbers are not of the format's types": _types_fit(bank),
-        "its gene columns do not fit its genes": all(
-            c.shape == (n_genes,) for c in bank.gene_columns.values()
-        ),
-        "its gene IDs do not fit its genes": bank.gene_ids is None or len(bank.gene_ids) == n_genes,
-        "its metric does not fit its embeddings": _fits(bank.metric, bank.embedding),
-        "its projections are no matrices": all(p is None or p.ndim == 2 for p in bank.projections),
-        "its stain is none": _stain_fits(bank.stain),
-        "its distance quantiles do not ascend": (
-            bank.distance_quantiles.size > 1 and bool((np.diff(bank.distance_quantiles) >= 0).all())
-        ),
-        "k is larger than its number of references": bank.settings.k <= n_refs,
-        "it holds values that are not finite": all(
-            np.isfinite(values).all() for values in [*_floats(bank), bank.spatial]
-        ),
-    }
-    for cause, holds in checks.items():
-        if not holds:
-            raise BankFormatError(bank.path, cause)
-
-
-def _types_fit(bank: Bank) -> bool:
-    integers = (bank.expression.indices, bank.expression.indptr)
-    return (
-        all(values.dtype == np.float32 for values in _floats(bank))
-        and all(values.dtype.kind == "i" for values in integers)
-        and bank.spatial.dtype == np.float64
-    )
-
-
-def _floats(bank: Bank) -> list[AnyArray]:
-    return [
-        bank.expression.data,
-        *(bank.embedding, bank.metric.mean, bank.metric.components),
-        *(projection for projection in bank.projections if projection is not None),
-        bank.distance_quantiles,
-    ]
-
-
-def _fits(metric: AffineMetric, embedding: F32) -> bool:
-    mean, components = metric.mean, metric.components
-    return mean.ndim == 1 and len(components) == len(mean) and components.shape[-1] == embedding.shape[1]
-
-
-def _stain_fits(stain: Stain | None) -> bool:
-    if stain is None:
-        return True
-    directions, amounts = stain.directions, stain.amounts
-    if directions.shape != (2, 3) or amounts.shape != (2,):
-        return False
-    # Bounded before anything is computed of them.
-    if not (
-        (np.abs(directions) < 1 + _UNIT_SLACK).all() and ((amounts > 0) & (amounts <= _MAX_AMOUNT)).all()
-    ):
-        return False
-    lengths = np.linalg.norm(directions, axis=1)
-    apart = np.linalg.norm(np.cross(directions[0], directions[1]))
-    return bool(
-        directions.dtype == amounts.dtype == np.float64
-        and (np.abs(lengths - 1) < _UNIT_SLACK).all()
-        and apart > _LEAST_APART
-    )

@@ -12,7 +12,7 @@ from stinfer.errors import BankAlteredError
 
 ANNOY = "annoy"
 # How a part is called in messages, where not as its hash is.
-_PART_NAMES = {ANNOY: "Annoy index"}
+_PART_NAMES = {ANNOY: "Annoy index", "raw_embedding": "raw embedding"}
 # Where the parts lie: how the names of their datasets begin.
 _PARTS = {
     "/X/": "expression",

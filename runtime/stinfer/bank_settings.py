@@ -42,10 +42,11 @@ class BankSettings:
     weighting : ``uniform``, ``inverse`` or ``softmax``
     temperature : of the softmax, in units of the distance
     domain_k : the mean distance of this many nearest references says how usual a place is
-    tuning : what k, weighting, temperature and metric were chosen by: ``leave-one-section-out`` or ``none``
+    tuning : what k, weighting, temperature and metric were chosen by: ``leave-one-section-out``;
+        ``leave-a-fifth-out`` in a bank of its own section; or ``none``
     cross_validation : what the per-gene accuracy and the distance quantiles were measured by:
-        ``leave-one-section-out``; ``leave-one-spot-out`` in a bank of one section; ``none`` in a bank of
-        one reference
+        ``leave-one-section-out``; ``leave-a-fifth-out`` in a bank of its own section;
+        ``leave-one-spot-out`` in another bank of one section; ``none`` in a bank of one reference
     annoy_search_k : nodes Annoy inspects per query; 0 where the bank has no index
     annoy_trees : trees of the index; 0 where there is none
     annoy_seed : seed of the index
@@ -94,7 +95,7 @@ class BankSettings:
 
         Parameters
         ----------
-        version : 3, or 2 or 1 for a bank that was written as such
+        version : 4 of a merged bank, 3, or 2 or 1 for a bank that was written as such
         """
         values = {"format_version": version, "kind": "bank", **asdict(self)}
         for name in _LISTS:
@@ -109,9 +110,9 @@ class BankSettings:
             values["patch_px"] = self.patch_px
         return values
 
-    def to_uns(self) -> dict[str, Any]:
+    def to_uns(self, version: int = BANK_FORMAT_VERSION) -> dict[str, Any]:
         """Return the settings with the format version, as a mapping of `uns` is written."""
-        values = self.to_mapping()
+        values = self.to_mapping(version)
         values["fov_um"] = np.asarray(self.fov_um, dtype=np.float64)
         for name in ("orientations", "reductions"):
             values[name] = np.asarray(values[name], dtype=np.int64)
@@ -274,7 +275,7 @@ _SINCE_3 = ("preset", *_MODEL_LISTS, "stain", "tuning")
 _ALLOWED = {
     "preset": ("fast", "best", "custom"),
     "stain": ("none", "macenko"),
-    "tuning": ("none", "leave-one-section-out"),
+    "tuning": ("none", "leave-one-section-out", "leave-a-fifth-out"),
     "pooling": ("patch", "map"),
     "window": ("square", "disc"),
     "normalization": ("log1p_cp10k",),

@@ -15,7 +15,7 @@ from stinfer.encoder import Device
 from stinfer.errors import StInferError
 from stinfer.feature_map import Progress
 from stinfer.files import make_folder
-from stinfer.genes import ALL, select_genes
+from stinfer.genes import select_genes
 from stinfer.neighbors import SearchChoice
 from stinfer.open_bank import OpenBank
 from stinfer.pipeline import (
@@ -64,7 +64,7 @@ def predict_slides(
     out_dir: str | Path | None = None,
     mpp: float | tuple[float, float] | None = None,
     pitch_um: float | None = None,
-    genes: str | Sequence[str] = ALL,
+    genes: str | Sequence[str] | None = None,
     png: Sequence[str] = (),
     intervals: bool = False,
     save_neighbors: bool = False,

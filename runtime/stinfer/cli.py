@@ -69,10 +69,9 @@ _ONE_SLIDE = ("out", "spots", "csv", "ome_tiff", "save_map", "tissue_mask", "pre
 )
 @click.option(
     "--genes",
-    default="all",
-    show_default=True,
     help="Genes to predict: symbols or Ensembl IDs separated by commas, a file with one a line, "
-    "markers:breast, predictable (cross-validated correlation of at least 0.2), or all.",
+    "markers:breast, predictable (cross-validated correlation of at least 0.2), or all. [default: "
+    "predictable, or all where the bank does not know]",
 )
 @click.option("--csv", type=FILE, help="Also write spots x genes, with coordinates, as a CSV file.")
 @click.option(

@@ -20,21 +20,27 @@ def summarize_bank(bank: Bank) -> dict[str, Any]:
     Returns
     -------
     `file`, `settings` (as hashed), `n_references`, `n_genes`, `stored_fraction` (of values that are not 0),
-    `has_gene_ids`, `sections` (a list of name, patient and number of references), `mean_cv_pearson`
-    (None where no gene has one) and `hashes`
+    `has_gene_ids`, `sections` (a list of name, patient and number of references), `origins` (of a merged
+    bank, a list of name and numbers of references and genes), `mean_cv_pearson` (None where no gene has one),
+    `own_section` (None of a bank that is of any slide) and `hashes`
     """
     return {
         "file": bank.path.name,
-        "settings": bank.settings.to_mapping(),
+        "settings": bank.settings.to_mapping(bank.format_version),
         "n_references": bank.n_refs,
         "n_genes": len(bank.genes),
-        "stored_fraction": len(bank.expression.data) / (bank.n_refs * len(bank.genes)),
+        "stored_fraction": len(bank.expression.data) / bank.expression.n_measured,
         "has_gene_ids": bank.gene_ids is not None,
         "sections": [
             {"name": section, "patient": patient, "n_references": n}
             for (patient, section), n in sorted(_sections(bank).items())
         ],
+        "origins": [
+            {"name": name, "n_references": n_refs, "n_genes": n_genes}
+            for name, n_refs, n_genes in bank.origin_sizes()
+        ],
         "mean_cv_pearson": _mean_accuracy(bank),
+        "own_section": None if bank.own_section is None else bank.own_section.to_mapping(),
         "hashes": dict(sorted(bank.hashes.items())),
     }
 
@@ -46,11 +52,12 @@ def diff_banks(a: Bank, b: Bank) -> Iterator[str]:
     ------
     a line for each difference, then one of what is the same
     """
-    left, right = a.settings.to_mapping(), b.settings.to_mapping()
+    left, right = (bank.settings.to_mapping(bank.format_version) for bank in (a, b))
     for name, value in left.items():
         if value != right[name]:
             yield f"{name}: {_shown(value)} | {_shown(right[name])}"
     yield from _diff_sections(a, b)
+    yield from _diff_origins(a, b)
     yield from _diff_genes(a, b)
     accuracies = [_mean_accuracy(bank) for bank in (a, b)]
     if accuracies[0] != accuracies[1]:
@@ -75,6 +82,16 @@ def _diff_sections(a: Bank, b: Bank) -> Iterator[str]:
             yield f"section {section} of patient {patient}: {n[0]} | {n[1]} references"
 
 
+def _diff_origins(a: Bank, b: Bank) -> Iterator[str]:
+    left, right = (
+        {name: f"{n_refs} references x {n_genes} genes" for name, n_refs, n_genes in bank.origin_sizes()}
+        for bank in (a, b)
+    )
+    for name in sorted(left.keys() | right.keys()):
+        if left.get(name) != right.get(name):
+            yield f"origin {name}: {left.get(name, 'none')} | {right.get(name, 'none')}"
+
+
 def _diff_genes(a: Bank, b: Bank) -> Iterator[str]:
     left, right = set(a.genes), set(b.genes)
     for only, which in ((left - right, "first"), (right - left, "second")):
@@ -92,7 +109,7 @@ def _diff_genes(a: Bank, b: Bank) -> Iterator[str]:
 def _how_far(part: str, a: Bank, b: Bank) -> str:
     """Say by how much a part's numbers differ, where they stand for the same."""
     if part == "embedding" and a.spots == b.spots and a.embedding.shape == b.embedding.shape:
-        return f", by {np.abs(a.embedding - b.embedding).max():.3g} at the most"
+        return f", by {np.abs(a.embedding[:] - b.embedding[:]).max():.3g} at the most"
     if part == "expression" and a.spots == b.spots and a.genes == b.genes:
         farthest = 0.0
         for first in range(0, len(a.genes), _GENES_AT_ONCE):

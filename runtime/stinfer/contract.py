@@ -21,7 +21,9 @@ Bool = npt.NDArray[np.bool_]
 AnyArray = npt.NDArray[Any]
 
 MODEL_FORMAT_VERSION = 1
+# Of a bank that was built of sections, and of one that was merged of banks.
 BANK_FORMAT_VERSION = 3
+MERGED_BANK_VERSION = 4
 PREDICTION_FORMAT_VERSION = 2
 MAP_FORMAT_VERSION = 2
 CHECKPOINT_FORMAT_VERSION = 1

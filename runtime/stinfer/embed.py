@@ -7,23 +7,26 @@ encoded once as a map, and a place's embedding is the mean of the cells in its w
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 
 import numpy as np
 
-from stinfer.ahead import ahead
+from stinfer.ahead import in_parallel
 from stinfer.bank import Bank
 from stinfer.bank_settings import BankSettings
 from stinfer.checkpoint import Checkpoint
-from stinfer.contract import F32, F64, I64, U8, Bool, Pooling, WindowShape
+from stinfer.contract import F32, F64, I64, Bool, Pooling, WindowShape
 from stinfer.encoder import Device, Encoder
 from stinfer.encoder_stack import EncoderStack, Member
 from stinfer.errors import ModelFormatError, SettingError
 from stinfer.feature_map import CellSource, Progress, WindowPlan, plan_windows
 from stinfer.integrity import hash_arrays
-from stinfer.patches import iter_patches
+from stinfer.patches import cut_patches
 from stinfer.slide import PixelSource
+from stinfer.stage_clock import StageClock, timed
 from stinfer.windows import WindowPooler
 
 
@@ -60,8 +63,9 @@ def iter_patch_embeddings(
     batch_size: int,
     progress: Progress | None,
     checkpoint: Checkpoint | None = None,
+    clock: StageClock | None = None,
 ) -> Generator[tuple[I64, F32], None, None]:
-    """Encode a patch around each place; one batch is cut while another is encoded.
+    """Encode a patch around each place; every core cuts and encodes some patches at a time.
 
     Parameters
     ----------
@@ -69,9 +73,10 @@ def iter_patch_embeddings(
     centers_l0 : (n, 2), level-0 px
     encoders : the backbones
     view : with ``patch``
-    batch_size : patches encoded at a time
+    batch_size : patches encoded at a time, by all cores together
     progress : called with the patches done and their number
     checkpoint : keeps the batches that are done; None to keep none
+    clock : told how long encoding takes
 
     Yields
     ------
@@ -83,10 +88,13 @@ def iter_patch_embeddings(
         progress(0, total, "patches")
     sizes_px = [member.encoder.card.input_size_px for member in encoders.members]
 
+    def embed(centers: F64) -> F32:
+        cut = {size_px: cut_patches(slide, centers, view.sides_um[0], size_px) for size_px in set(sizes_px)}
+        with timed(clock, "encode"):
+            return encoders.embed([cut[size_px] for size_px in sizes_px])
+
     def encode_from(first: int) -> Generator[F32, None, None]:
-        some = centers_l0[first * batch_size :]
-        cut = [iter_patches(slide, some, view.sides_um[0], size_px, batch_size) for size_px in sizes_px]
-        return ahead(_encode_all((batch for batch in zip(*cut, strict=True)), encoders))
+        return _encode_batches(centers_l0[first * batch_size :], batch_size, encoders, embed)
 
     if checkpoint is None:
         found = encode_from(0)
@@ -103,16 +111,31 @@ def iter_patch_embeddings(
                 progress(done, total, "patches")
 
 
-def _encode_all(
-    batches: Generator[tuple[U8, ...], None, None], encoders: EncoderStack
+def _encode_batches(
+    centers_l0: F64, batch_size: int, encoders: EncoderStack, embed: Callable[[F64], F32]
 ) -> Generator[F32, None, None]:
-    with contextlib.closing(ahead(batches)) as read:
-        for pixels in read:
-            yield encoders.embed(pixels)
+    """Encode batch after batch, each in parts of a size that depends on nothing but the batch's."""
+    part_size = min(batch_size, encoders.patches_at_once or batch_size)
+    n_workers = max(min(encoders.n_workers, batch_size // part_size), 1)
+    batches = [centers_l0[first : first + batch_size] for first in range(0, len(centers_l0), batch_size)]
+    parts = (
+        partial(embed, batch[first : first + part_size])
+        for batch in batches
+        for first in range(0, len(batch), part_size)
+    )
+    with contextlib.closing(in_parallel(parts, n_workers)) as encoded:
+        for batch in batches:
+            n_parts = -(-len(batch) // part_size)
+            yield np.concatenate(list(islice(encoded, n_parts)))
 
 
 def iter_map_embeddings(
-    source: CellSource, plan: WindowPlan, needed: Bool, encoders: EncoderStack, progress: Progress | None
+    source: CellSource,
+    plan: WindowPlan,
+    needed: Bool,
+    encoders: EncoderStack,
+    progress: Progress | None,
+    clock: StageClock | None = None,
 ) -> Generator[tuple[I64, F32], None, None]:
     """Read the places' embeddings from a map, as its bands come.
 
@@ -123,6 +146,7 @@ def iter_map_embeddings(
     needed : (n_rows, n_columns), cells to ask for; those of the plan, or more
     encoders : the backbones; they turn means into embeddings
     progress : called with the regions done and their number
+    clock : told how long averaging over windows takes
 
     Yields
     ------
@@ -142,18 +166,38 @@ def iter_map_embeddings(
     with contextlib.closing(source.iter_bands(needed, progress)) as bands:
         for band in bands:
             rows = slice(band.first_row, band.first_row + len(band.features))
-            for pooler, weights, chosen in poolers:
-                for found, means in pooler.feed(band.first_row, band.features, weights[rows]):
-                    yield chosen[found], _concatenated(encoders, means)
-    for pooler, _, chosen in poolers:
-        for found, means in pooler.finish():
-            yield chosen[found], _concatenated(encoders, means)
+            with timed(clock, "windows"):
+                for pooler, weights, chosen in poolers:
+                    for found, means in pooler.feed(band.first_row, band.features, weights[rows]):
+                        yield chosen[found], _concatenated(encoders, means)
+    with timed(clock, "windows"):
+        for pooler, _, chosen in poolers:
+            for found, means in pooler.finish():
+                yield chosen[found], _concatenated(encoders, means)
 
 
 def _concatenated(encoders: EncoderStack, means: F32) -> F32:
     n_places, n_windows, n_channels = means.shape
     windows = encoders.from_means(means.reshape(n_places * n_windows, n_channels))
     return windows.reshape(n_places, -1)
+
+
+def gathered(embeddings: Iterable[tuple[I64, F32]], n_at_once: int) -> Generator[tuple[I64, F32], None, None]:
+    """Join batches of places until they are at least so many; the last may be fewer."""
+    waiting: list[tuple[I64, F32]] = []
+    for batch in embeddings:
+        waiting.append(batch)
+        if sum(len(places) for places, _ in waiting) >= n_at_once:
+            yield _joined(waiting)
+            waiting = []
+    if waiting:
+        yield _joined(waiting)
+
+
+def _joined(batches: list[tuple[I64, F32]]) -> tuple[I64, F32]:
+    if len(batches) == 1:
+        return batches[0]
+    return np.concatenate([places for places, _ in batches]), np.concatenate([found for _, found in batches])
 
 
 def open_encoders(bank: Bank, *, device: Device, threads: int | None) -> EncoderStack:

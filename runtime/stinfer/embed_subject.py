@@ -18,6 +18,7 @@ from stinfer.open_bank import OpenBank
 from stinfer.places import Places
 from stinfer.record import Notices, software_versions
 from stinfer.slide import PixelSource
+from stinfer.stage_clock import StageClock
 from stinfer.stained_slide import in_stain_of
 from stinfer.subject import Subject
 
@@ -53,6 +54,7 @@ def iter_embeddings(
     notices: Notices,
     progress: Progress | None,
     checkpoint: Checkpoint,
+    clock: StageClock | None = None,
 ) -> Generator[tuple[I64, F32], None, None]:
     """Embed places: a patch around each is encoded, or windows are read from the slide's map.
 
@@ -66,6 +68,7 @@ def iter_embeddings(
     notices : told what is guessed
     progress : called with what is done, how much there is, and of what
     checkpoint : keeps what is encoded
+    clock : told how long each stage takes
 
     Yields
     ------
@@ -73,12 +76,12 @@ def iter_embeddings(
     embeddings : (n_batch, dim), before the metric
     """
     if opened.bank.settings.pooling == "map":
-        yield from _map_embeddings(subject, places, opened, map_path, notices, progress, checkpoint)
+        yield from _map_embeddings(subject, places, opened, map_path, notices, progress, checkpoint, clock)
         return
     view = FieldOfView.of(opened.bank.settings)
     slide = _stained(subject, opened, notices)
     yield from iter_patch_embeddings(
-        slide, places.centers_l0, opened.encoders, view, batch_size, progress, checkpoint
+        slide, places.centers_l0, opened.encoders, view, batch_size, progress, checkpoint, clock
     )
 
 
@@ -90,6 +93,7 @@ def _map_embeddings(
     notices: Notices,
     progress: Progress | None,
     checkpoint: Checkpoint,
+    clock: StageClock | None,
 ) -> Generator[tuple[I64, F32], None, None]:
     """Embed places through the windows of a map, and write the map if it is to be kept."""
     encoders, settings = opened.encoders, opened.bank.settings
@@ -99,7 +103,7 @@ def _map_embeddings(
         source, tissue = subject.source, subject.source.tissue
     else:
         slide = _stained(subject, opened, notices)
-        source = SlideCells(slide, encoders, settings.um_per_px, checkpoint=checkpoint)
+        source = SlideCells(slide, encoders, settings.um_per_px, checkpoint=checkpoint, clock=clock)
         tissue = tissue_on(source.lattice, subject.tissue(), subject.mpp)
     lattice = source.lattice
     centers = lattice.to_cells(places.centers_l0, subject.mpp)
@@ -110,12 +114,12 @@ def _map_embeddings(
             f"{settings.fov_um[0]:g} µm; all that is in their windows is averaged, glass too"
         )
     if map_path is None:
-        yield from iter_map_embeddings(source, plan, plan.needed, encoders, progress)
+        yield from iter_map_embeddings(source, plan, plan.needed, encoders, progress, clock)
         return
     held = plan.needed | (tissue > 0)
     recipe = MapRecipe.of(opened.bank)
     with writing_map(map_path, source, held, tissue, subject.to_map(), recipe) as writer:
-        yield from iter_map_embeddings(writer, plan, held, encoders, progress)
+        yield from iter_map_embeddings(writer, plan, held, encoders, progress, clock)
 
 
 def _stained(subject: Subject, opened: OpenBank, notices: Notices) -> PixelSource:

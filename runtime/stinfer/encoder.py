@@ -36,6 +36,11 @@ from stinfer.onnx_runtime import ORT_ERRORS, SHARED_MEMORY, ort
 Device = Literal["auto", "cpu", "cuda"]
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
+# Patches are encoded by up to so many threads, each a few of its own: what one cuts and encodes waits for no
+# other. More cores share in each thread's work, so that memory does not grow with the machine.
+MAX_WORKERS = 4
+# Patches that a thread encodes at once; fixed, so that no result depends on the number of cores.
+PATCHES_AT_ONCE = 8
 
 
 class Encoder:
@@ -57,6 +62,8 @@ class Encoder:
         Of the bytes.
     provider : str
         What ONNX Runtime really runs on.
+    n_workers : int
+        Threads that may encode at the same time, to use all its cores; 1 with ``map`` and on CUDA.
     fallback : str
         Why ``auto`` did not use a CUDA that is installed; empty if it did, or there is none.
 
@@ -87,7 +94,10 @@ class Encoder:
             raise ProviderUnavailableError(cause)
         wanted = [_CUDA, _CPU] if device != "cpu" and _CUDA in installed else [_CPU]
         threads = threads or cores_allowed()
-        self._session = _load(model, source, wanted, threads, large=pooling == "map")
+        self.n_workers = 1
+        if pooling == "patch" and wanted == [_CPU]:
+            self.n_workers = min(threads, MAX_WORKERS)
+        self._session = _load(model, source, wanted, -(-threads // self.n_workers), large=pooling == "map")
         # ONNX Runtime falls back to the CPU without an error: what counts is what the session has.
         self.provider = str(self._session.get_providers()[0])
         if wanted[0] == _CUDA and self.provider != _CUDA:
@@ -184,6 +194,11 @@ class Encoder:
             self._session.run([MODEL_FEATURES], {MODEL_INPUT: nothing}, options)
 
     @property
+    def runs_on_cpu(self) -> bool:
+        """Whether there is nothing faster here."""
+        return self.provider == _CPU
+
+    @property
     def window_dim(self) -> int:
         """Length of a window's embedding."""
         return sum(self.card.layers) if self._head is None else self.card.dim
@@ -213,12 +228,12 @@ def _load(
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # its fallbacks are checked and reported by us
+    options.add_session_config_entry(SHARED_MEMORY, "1")
+    # Threads that wait busily for what to encode next keep the cores from what reads, searches and averages.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if large:
         # Regions differ in size: a plan of memory for each size would double what is held.
         options.enable_mem_pattern = False
-        options.add_session_config_entry(SHARED_MEMORY, "1")
-        # Threads that wait busily for the next region keep the cores from what averages cells meanwhile.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # Else bytes that begin as ONNX Runtime's own format are loaded as that, unseen by the guard.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     try:

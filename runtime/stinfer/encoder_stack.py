@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stinfer.contract import F32, U8, MapTraits, Pooling
-from stinfer.encoder import Encoder
+from stinfer.encoder import PATCHES_AT_ONCE, Encoder
 from stinfer.errors import ModelFormatError, SettingError
 
 # Flips along x, along y, and the exchange of both axes, by how many orientations are averaged.
@@ -109,6 +109,17 @@ class EncoderStack:
     def provider(self) -> str:
         """What ONNX Runtime really runs on."""
         return self.members[0].encoder.provider
+
+    @property
+    def n_workers(self) -> int:
+        """Threads that may call `embed` at the same time, to use all cores."""
+        return min(member.encoder.n_workers for member in self.members)
+
+    @property
+    def patches_at_once(self) -> int | None:
+        """Patches that each of these threads should encode at once; None for as many as there are."""
+        on_cpu = all(member.encoder.runs_on_cpu for member in self.members)
+        return PATCHES_AT_ONCE if on_cpu else None
 
     @property
     def fallback(self) -> str:

@@ -11,6 +11,7 @@ library user catches the class, or the builtin it also is::
     │   ├── SlideTooLargeError         (ValueError)
     │   ├── ScaleUnknownError          (ValueError)   no µm per pixel
     │   ├── ScaleImpossibleError       (ValueError)   µm per pixel outside 0.05 to 20
+    │   ├── SlideForeignError          (ValueError)   not the section that the bank is of
     │   └── NoTissueError              (ValueError)
     ├── TissueMaskError                (ValueError)   the user's own tissue mask
     ├── SpotsError                     the spots file
@@ -43,6 +44,7 @@ library user catches the class, or the builtin it also is::
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -135,6 +137,18 @@ class ScaleImpossibleError(SlideError, ValueError):
             f"{source} gives {shown} µm per pixel{why}, "
             f"outside the {minimum_um:g} to {maximum_um:g} of slide scans",
             "give the true value with --mpp, for example --mpp 0.5 for a 20x scan, 0.25 for 40x",
+        )
+
+
+class SlideForeignError(SlideError, ValueError):
+    """The bank predicts its own section alone, and this is another."""
+
+    def __init__(self, path: Path, bank: Path, section: str, found: str, expected: str) -> None:
+        found = f"SHA-256 {found[:12]}…" if found else "a folder"
+        super().__init__(
+            f"slide {path} is not the image of section {section}, whose places bank {bank} compares: it is "
+            f"{found}, expected SHA-256 {expected[:12]}…",
+            "give the very file that the bank was built with, or a bank built without --own-section",
         )
 
 
@@ -339,6 +353,11 @@ class GeneUnknownError(StInferError, KeyError):
     nearest : of the first five, the genes of the bank that are called most alike
     n_genes : of the bank
     has_ids : the bank has Ensembl IDs, or none was asked for
+
+    Attributes
+    ----------
+    genes : tuple of str
+        The names.
     """
 
     def __init__(
@@ -349,6 +368,7 @@ class GeneUnknownError(StInferError, KeyError):
         *,
         has_ids: bool = True,
     ) -> None:
+        self.genes = tuple(genes)
         shown = [
             f"{gene} (nearest: {', '.join(near)})" if near else gene
             for gene, near in zip(genes[:5], nearest, strict=False)
@@ -419,7 +439,9 @@ class ExtraMissingError(StInferError, ImportError):
     """A part of the program that was not installed is needed."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
+        # A bundle has no pip, and takes in nothing.
+        is_frozen = getattr(sys, "frozen", False)
         super().__init__(
             f"{purpose} needs the package {package}, which is not installed",
-            f"pip install 'stinfer[{extra}]'",
+            f"use a bundle that was made with {package}" if is_frozen else f"pip install 'stinfer[{extra}]'",
         )

@@ -21,6 +21,7 @@ from stinfer.encoder_stack import EncoderStack
 from stinfer.geometry import extent_l0
 from stinfer.lattice import Lattice, Region, cells_under, lay_lattice, plan_bands
 from stinfer.slide import PixelSource
+from stinfer.stage_clock import StageClock, timed
 from stinfer.tissue import TissueMask
 from stinfer.windows import WindowPooler
 
@@ -74,6 +75,7 @@ class SlideCells:
     um_per_px : scale at which the backbones see the tissue
     region_px : largest side of a region without its halo; by default what is left of `ENCODED_PX`
     checkpoint : keeps the regions that are done; None to keep none
+    clock : told how long encoding takes
     """
 
     def __init__(
@@ -84,12 +86,14 @@ class SlideCells:
         *,
         region_px: int | None = None,
         checkpoint: Checkpoint | None = None,
+        clock: StageClock | None = None,
     ) -> None:
         self.lattice = lay_lattice(slide.size_l0, slide.mpp, encoders.cell_um(um_per_px))
         self._slide = slide
         self._encoders = encoders
         self._um_per_px = um_per_px
         self._checkpoint = checkpoint
+        self._clock = clock
         if region_px is None:
             region_px = ENCODED_PX - 2 * encoders.halo_cells * encoders.stride
         self._region_cells = max(region_px // encoders.stride, 1)
@@ -164,7 +168,9 @@ class SlideCells:
         with contextlib.closing(ahead(boxes)) as read:
             for region, pixels in zip(regions, read, strict=True):
                 n_rows, n_columns = region.shape
-                yield np.ascontiguousarray(self._encoders.cells(pixels)[:n_rows, :n_columns])
+                with timed(self._clock, "encode"):
+                    cells = np.ascontiguousarray(self._encoders.cells(pixels)[:n_rows, :n_columns])
+                yield cells
 
     def _box(self, region: Region, shape: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
         """Return corner and size, x and y in pixels of the map, of what is read to encode so many cells."""

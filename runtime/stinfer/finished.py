@@ -72,7 +72,7 @@ def asked_for(
     spots: str | Path | None = None,
     tissue_mask: str | Path | None = None,
     pitch_um: float | None = None,
-    genes: str | Sequence[str],
+    genes: str | Sequence[str] | None = None,
     png: str | Sequence[str] = (),
     **others: Any,
 ) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def asked_for(
     if isinstance(genes, str):
         listed: object = sha256_file(Path(genes)) if is_file(Path(genes)) else genes
     else:
-        listed = list(genes)
+        listed = None if genes is None else list(genes)
     return {
         "mpp": None if mpp is None else [float(value) for value in np.broadcast_to(mpp, 2)],
         "spots": _hash_of(spots),

@@ -1,4 +1,4 @@
-"""Which genes to predict: names, a file of names, a marker panel, or all."""
+"""Which genes to predict: those that can be, names, a file of names, a marker panel, or all."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stinfer.contract import I64, AnyArray
+from stinfer.contract import I64, AnyArray, Bool
 from stinfer.errors import GeneUnknownError, SettingError
 from stinfer.files import is_file
 from stinfer.gene_names import other_names
@@ -22,11 +22,12 @@ PREDICTABLE = "predictable"
 PREDICTABLE_PEARSON = 0.2
 _N_NEAREST = 3
 _N_SHOWN = 5
+_MEANING = f" (cross-validated correlation of at least {PREDICTABLE_PEARSON:g})"
 _ENSEMBL_ID = re.compile(r"(ENS[A-Z]*G\d{11})(?:\.\d+)?", re.IGNORECASE)
 
 
 def select_genes(
-    request: str | Sequence[str],
+    request: str | Sequence[str] | None,
     known: Sequence[str],
     gene_ids: Sequence[str] | None = None,
     notices: Notices | None = None,
@@ -41,11 +42,13 @@ def select_genes(
     ----------
     request : ``all``; ``predictable``, those whose `accuracy` is at least 0.2; names, as a list or separated
         by commas; ``markers:NAME``, a panel that comes with the program; or the path of a text file with one
-        name a line (empty lines, and what follows a tab or a ``#``, are passed over)
+        name a line (empty lines, and what follows a tab or a ``#``, are passed over); None for
+        ``predictable`` where any gene is that, else ``all``
     known : the bank's genes
     gene_ids : their Ensembl IDs, where the bank has them
     accuracy : (n_known,), cross-validated Pearson correlation of each gene, NaN where there is none
-    notices : told what was found under another name, and what of a panel the bank does not have
+    notices : told what was found under another name, what of a panel the bank does not have, and how many
+        genes are predictable where none is named
 
     Returns
     -------
@@ -58,11 +61,9 @@ def select_genes(
     SettingError
         No gene is named, there is no such panel, or the file cannot be read.
     """
-    if request == ALL:
-        return np.arange(len(known), dtype=np.int64)
-    if request == PREDICTABLE:
-        return _predictable(accuracy, notices)
-    names = _names(request) if isinstance(request, str) else list(request)
+    if request is None or request in (ALL, PREDICTABLE):
+        return _by_accuracy(request, len(known), accuracy, notices)
+    names = read_names(request) if isinstance(request, str) else list(request)
     if not names:
         what = "--genes names no gene"
         raise SettingError(what, "name genes separated by commas, give a file with one name a line, or: all")
@@ -82,20 +83,59 @@ def select_genes(
     return np.asarray(sorted(set(found.values())), dtype=np.int64)
 
 
-def _predictable(accuracy: AnyArray | None, notices: Notices | None) -> I64:
-    known = np.empty(0) if accuracy is None else np.nan_to_num(accuracy)
-    found = np.flatnonzero(known >= PREDICTABLE_PEARSON)
-    if not len(found):
+def _by_accuracy(
+    request: str | Sequence[str] | None, n_known: int, accuracy: AnyArray | None, notices: Notices | None
+) -> I64:
+    found = np.flatnonzero(_is_predictable(accuracy, n_known))
+    n_predictable = len(found)
+    if request == PREDICTABLE and not n_predictable:
         what = f"no gene of the bank has a cross-validated correlation of at least {PREDICTABLE_PEARSON:g}"
         raise SettingError(
             what, "name genes, or give --genes all; the bank's cv_pearson says how far to trust"
         )
-    if notices is not None:
-        notices.add(
-            f"{len(found)} genes are predicted, those with a cross-validated correlation of at least "
-            f"{PREDICTABLE_PEARSON:g}"
-        )
+    if request == ALL or not n_predictable:
+        text = f"all {n_known} genes are predicted, of which {n_predictable} are predictable{_MEANING}"
+        found = np.arange(n_known, dtype=np.int64)
+    else:
+        text = f"{n_predictable} of {n_known} genes are predicted, those that are predictable{_MEANING}"
+    if notices is not None and n_predictable < n_known:
+        notices.add(text)
     return np.asarray(found, dtype=np.int64)
+
+
+def _is_predictable(accuracy: AnyArray | None, n_known: int) -> Bool:
+    known = np.zeros(n_known) if accuracy is None else np.nan_to_num(accuracy)
+    return np.asarray(known >= PREDICTABLE_PEARSON)
+
+
+def is_naming(request: str | Sequence[str] | None) -> bool:
+    """Say whether genes are asked for by name, not by how well they are predicted."""
+    return request is not None and request not in (ALL, PREDICTABLE)
+
+
+def notice_doubtful(
+    named: Sequence[int], known: Sequence[str], accuracy: AnyArray | None, notices: Notices
+) -> None:
+    """Say which of the genes that were named are not known to be predictable.
+
+    Parameters
+    ----------
+    named : positions in `known`
+    known, accuracy : see `select_genes`
+    """
+    predictable = _is_predictable(accuracy, len(known))
+    doubtful = sorted({int(i) for i in named if not predictable[i]})
+    if not doubtful:
+        return
+    shown = []
+    for i in doubtful[:_N_SHOWN]:
+        value = np.nan if accuracy is None else accuracy[i]
+        shown.append(f"{known[i]} (unknown)" if np.isnan(value) else f"{known[i]} ({value:.2f})")
+    more = ", …" if len(doubtful) > _N_SHOWN else ""
+    notices.add(
+        f"{len(doubtful)} of the {len(set(named))} genes named are not predictable{_MEANING}: "
+        f"{', '.join(shown)}{more}"
+    )
 
 
 def nearest_genes(name: str, known: Sequence[str]) -> list[str]:
@@ -168,7 +208,14 @@ def _remarks(
         )
 
 
-def _names(request: str) -> list[str]:
+def read_names(request: str) -> list[str]:
+    """Read the names of a list, a file or a panel; see `select_genes`.
+
+    Raises
+    ------
+    SettingError
+        There is no such panel, or the file cannot be read.
+    """
     if request.startswith(PREFIX):
         return _read_list(panel_path(request.removeprefix(PREFIX)))
     path = Path(request)

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from stinfer.contract import AnyArray
 from stinfer.errors import first_line
 from stinfer.files import written_beside
+from stinfer.stored_array import StoredArray
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -278,6 +279,24 @@ def read_array(group: h5py.Group, name: str, *, limit_bytes: int | None = None) 
     except _READ_ERRORS as error:
         raise UnreadableError(dataset.name, first_line(error)) from error
     return values
+
+
+def open_array(group: h5py.Group, name: str, held_bytes: int) -> AnyArray | StoredArray:
+    """Read an array, or leave it in the file where it is larger and its values lie one after the other.
+
+    Parameters
+    ----------
+    group, name : as for `read_array`, whose errors are raised
+    held_bytes : the largest that is read
+    """
+    dataset = group[name]
+    if isinstance(dataset, h5py.Dataset) and dataset.ndim and dataset.nbytes > held_bytes:
+        refuse_outsized(dataset)
+        # None where they lie in pieces, are compressed, or were never written.
+        offset = dataset.id.get_offset()
+        if offset is not None and dataset.file.userblock_size == 0:
+            return StoredArray(Path(dataset.file.filename), offset, dataset.dtype, dataset.shape)
+    return read_array(group, name)
 
 
 def iter_bytes(group: h5py.Group, name: str) -> Iterator[AnyArray]:

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from stinfer.contract import AnyArray
+from stinfer.stored_array import StoredArray, iter_blocks
 
 
-def hash_arrays(*arrays: AnyArray) -> str:
+def hash_arrays(*arrays: AnyArray | StoredArray) -> str:
     """Hash the type, shape and little-endian content of arrays.
 
     Returns
@@ -21,9 +22,11 @@ def hash_arrays(*arrays: AnyArray) -> str:
     """
     digest = hashlib.sha256()
     for array in arrays:
-        little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-        digest.update(array_header(little.dtype, little.shape))
-        digest.update(little.view(np.uint8).data if little.size else b"")
+        rows = array if isinstance(array, StoredArray) else np.atleast_1d(array)
+        digest.update(array_header(rows.dtype, rows.shape))
+        for block in iter_blocks(rows):
+            little = np.ascontiguousarray(block, dtype=block.dtype.newbyteorder("<"))
+            digest.update(little.view(np.uint8).data if little.size else b"")
     return digest.hexdigest()
 
 

@@ -7,6 +7,7 @@ computed as the exact search computes them.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
@@ -15,6 +16,7 @@ import numpy as np
 from stinfer.bank import Bank
 from stinfer.contract import F32, I64
 from stinfer.errors import BankAlteredError, ExtraMissingError, SettingError, check_choice
+from stinfer.stored_array import StoredArray, iter_blocks, take_rows
 
 Distance = Literal["cosine", "euclidean"]
 SearchChoice = Literal["auto", "exact", "annoy"]
@@ -26,14 +28,25 @@ ANNOY_METRIC: dict[Distance, Literal["angular", "euclidean"]] = {
     "cosine": "angular",
     "euclidean": "euclidean",
 }
-# Elements of the block of similarities held at once: 256 MB.
-_BLOCK = 64_000_000
+# Queries and references that are compared at once: their similarities, 8 MB, stay in the processor's cache.
+_QUERIES, _REFERENCES = 256, 8192
+# Queries to collect for each pass over references that stay in their file.
+_QUERIES_A_PASS = 1024
 
 
 class Search(Protocol):
-    """A way to find neighbors."""
+    """A way to find neighbors.
+
+    Attributes
+    ----------
+    name : str
+        ``exact`` or ``annoy``.
+    queries_at_once : int
+        How many queries it is best asked at once; what more costs is memory.
+    """
 
     name: str
+    queries_at_once: int
 
     def query(self, queries: F32, k: int) -> tuple[F32, I64]:
         """Find the `k` nearest references of each query.
@@ -51,23 +64,30 @@ class Search(Protocol):
 
 
 class ExactSearch:
-    """Compare every query with every reference, as a matrix product.
+    """Compare every query with every reference, as matrix products, block by block.
 
     Parameters
     ----------
-    references : (n_refs, dim)
+    references : (n_refs, dim); where they stay in their file, they are read once for all queries of a call
     distance : ``cosine`` is 1 - cos, 0 to 2; ``euclidean`` the length of the difference
     """
 
     name = "exact"
 
-    def __init__(self, references: F32, distance: Distance) -> None:
-        self._references = prepare(references, distance)
+    def __init__(self, references: F32 | StoredArray, distance: Distance) -> None:
         self._distance: Distance = distance
+        self._stored = references if isinstance(references, StoredArray) else None
+        self.queries_at_once = 1 if self._stored is None else _QUERIES_A_PASS
         # Differences are what counts: without the common part a product tells small ones apart.
-        self._center = self._references.mean(axis=0, dtype=np.float64).astype(np.float32)
-        self._centered = self._references - self._center
-        self._half_norms = (self._centered * self._centered).sum(axis=1) / 2
+        total = sum(
+            prepare(block, distance).sum(axis=0, dtype=np.float64) for block in iter_blocks(references)
+        )
+        self._center = np.asarray(total / len(references), dtype=np.float32)
+        self._n_refs = len(references)
+        if not isinstance(references, StoredArray):
+            self._references = prepare(references, distance)
+            self._centered = self._references - self._center
+            self._half_norms = (self._centered * self._centered).sum(axis=1) / 2
 
     def query(
         self, queries: F32, k: int, excluded: I64 | None = None, groups: I64 | None = None
@@ -82,17 +102,81 @@ class ExactSearch:
         groups : (n_refs,), the group of each reference; needed with `excluded`
         """
         prepared = prepare(queries, self._distance)
-        n_refs = len(self._references)
-        found = np.empty((len(prepared), k), dtype=np.int64)
-        step = max(_BLOCK // n_refs, 1)
-        for start in range(0, len(prepared), step):
-            block = prepared[start : start + step] - self._center
-            # Larger is nearer: q.r - |r|²/2 orders as the distance does, for cosine too (|r| = 1).
-            nearness = block @ self._centered.T - self._half_norms
-            if excluded is not None and groups is not None:
-                nearness[excluded[start : start + step, None] == groups[None, :]] = -np.inf
-            found[start : start + step] = np.argpartition(nearness, n_refs - k, axis=1)[:, n_refs - k :]
-        return _ranked(prepared, self._references, found, self._distance)
+        centered = prepared - self._center
+        parts = [slice(i, i + _QUERIES) for i in range(0, len(queries), _QUERIES)]
+        nearest = [Nearest(len(centered[part]), k) for part in parts]
+        for first, references, half_norms in self._blocks():
+            for part, found in zip(parts, nearest, strict=True):
+                # Larger is nearer: q.r - |r|²/2 orders as the distance does, for cosine too (|r| = 1).
+                nearness = centered[part] @ references.T
+                nearness -= half_norms
+                if excluded is not None and groups is not None:
+                    others = groups[None, first : first + len(references)]
+                    nearness[excluded[part, None] == others] = -np.inf
+                found.add(nearness, first)
+        found_rows = np.concatenate(
+            [found.indices for found in nearest] or [np.empty((0, k), dtype=np.int64)]
+        )
+        return _ranked(prepared, self._rows, found_rows, self._distance)
+
+    def _blocks(self) -> Iterator[tuple[int, F32, F32]]:
+        """Give references less the center, and half their squared lengths, from which reference on."""
+        if self._stored is None:
+            for first in range(0, self._n_refs, _REFERENCES):
+                block = slice(first, first + _REFERENCES)
+                yield first, self._centered[block], self._half_norms[block]
+            return
+        for first in range(0, self._n_refs, _REFERENCES):
+            centered = prepare(self._stored[first : first + _REFERENCES], self._distance) - self._center
+            yield first, centered, (centered * centered).sum(axis=1) / 2
+
+    def _rows(self, rows: I64) -> F32:
+        if self._stored is None:
+            return self._references[rows]
+        return prepare(self._stored.take(rows), self._distance)
+
+
+class Nearest:
+    """The best of what was seen so far, for some queries.
+
+    Parameters
+    ----------
+    n, k : queries, and how many to keep of each
+
+    Attributes
+    ----------
+    indices : ndarray
+        (n, k), in no order.
+    """
+
+    def __init__(self, n: int, k: int) -> None:
+        self._nearness = np.full((n, k), -np.inf, dtype=np.float32)
+        self.indices: I64 = np.zeros((n, k), dtype=np.int64)
+
+    def add(self, nearness: F32, first: int) -> None:
+        """Look at further references.
+
+        Parameters
+        ----------
+        nearness : (n, n_block), larger is nearer
+        first : number of the first of them
+        """
+        n, k = self.indices.shape
+        # Hardly any of them comes before the k-th of those before.
+        better = np.flatnonzero(nearness > self._nearness.min(axis=1, keepdims=True))
+        if not better.size:
+            return
+        rows, columns = np.divmod(better, nearness.shape[1])
+        counts = np.bincount(rows, minlength=n)
+        slots = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+        values = np.full((n, k + counts.max()), -np.inf, dtype=np.float32)
+        indices = np.zeros(values.shape, dtype=np.int64)
+        values[:, :k], indices[:, :k] = self._nearness, self.indices
+        values[rows, k + slots] = nearness.reshape(-1)[better]
+        indices[rows, k + slots] = first + columns
+        chosen = np.argpartition(-values, k - 1, axis=1)[:, :k]
+        self._nearness = np.take_along_axis(values, chosen, axis=1)
+        self.indices = np.take_along_axis(indices, chosen, axis=1)
 
 
 class AnnoySearch:
@@ -100,7 +184,7 @@ class AnnoySearch:
 
     Parameters
     ----------
-    index : bytes of the index, as Annoy saved them
+    index : file of the index, as Annoy saved it; it is mapped into memory, not read
     references : (n_refs, dim), what the index was built from
     distance : as in `ExactSearch`
     search_k : nodes to inspect per query
@@ -110,13 +194,14 @@ class AnnoySearch:
     ExtraMissingError
         Annoy is not installed.
     OSError
-        The bytes are no index of so many references.
+        The file is no index of so many references.
     """
 
     name = "annoy"
+    queries_at_once = 1
 
-    def __init__(self, index: bytes, references: F32, distance: Distance, search_k: int) -> None:
-        self._references = prepare(references, distance)
+    def __init__(self, index: Path, references: F32 | StoredArray, distance: Distance, search_k: int) -> None:
+        self._references = references
         self._distance: Distance = distance
         self._search_k = search_k
         self._index = _load_annoy(index, references.shape[1], distance)
@@ -135,15 +220,21 @@ class AnnoySearch:
                 every = self._index.get_n_trees() * len(self._references)
                 candidates = self._index.get_nns_by_vector(vector, k, search_k=every)
             found[i] = candidates
-        return _ranked(prepared, self._references, found, self._distance)
+        return _ranked(prepared, self._rows, found, self._distance)
+
+    def _rows(self, rows: I64) -> F32:
+        return prepare(take_rows(self._references, rows), self._distance)
 
     def holds_references(self) -> bool:
         """Say whether the index holds just the references, value for value."""
         if self._index.get_n_items() != len(self._references):
             return False
+        vectors = (
+            vector for block in iter_blocks(self._references) for vector in prepare(block, self._distance)
+        )
         return all(
             np.array_equal(np.asarray(self._index.get_item_vector(i), dtype=np.float32), vector)
-            for i, vector in enumerate(self._references)
+            for i, vector in enumerate(vectors)
         )
 
 
@@ -168,14 +259,16 @@ def choose_search(choice: SearchChoice, bank: Bank) -> Search:
     worthwhile = bank.n_refs >= ANNOY_FROM_REFS and settings.annoy_recall >= ANNOY_MIN_RECALL
     if choice == "exact" or (choice == "auto" and not (worthwhile and annoy_installed())):
         return ExactSearch(bank.embedding, settings.distance)
-    index = bank.annoy_index()
-    if index is None:
-        what = f"--search annoy: bank {bank.path} holds no Annoy index"
-        raise SettingError(what, "use --search exact, or build the bank where Annoy is installed")
-    try:
-        return AnnoySearch(index, bank.embedding, settings.distance, settings.annoy_search_k)
-    except OSError as error:
-        raise BankAlteredError(bank.path, "Annoy index", str(error)) from error
+    # Annoy reads only files, and maps them: on POSIX the mapping outlives the name.
+    with tempfile.TemporaryDirectory() as folder:
+        index = Path(folder) / "index.ann"
+        if not bank.annoy_index(index):
+            what = f"--search annoy: bank {bank.path} holds no Annoy index"
+            raise SettingError(what, "use --search exact, or build the bank where Annoy is installed")
+        try:
+            return AnnoySearch(index, bank.embedding, settings.distance, settings.annoy_search_k)
+        except OSError as error:
+            raise BankAlteredError(bank.path, "Annoy index", str(error)) from error
 
 
 def annoy_installed() -> bool:
@@ -208,28 +301,32 @@ def recall(found: F32, true: F32) -> float:
     return float((found <= true[:, -1:]).mean())
 
 
-def _ranked(queries: F32, references: F32, found: I64, distance: Distance) -> tuple[F32, I64]:
-    """Compute the distances from differences, so that equal vectors are exactly 0 apart; sort."""
+def _ranked(queries: F32, rows: Callable[[I64], F32], found: I64, distance: Distance) -> tuple[F32, I64]:
+    """Compute the distances from differences, so that equal vectors are exactly 0 apart; sort.
+
+    Parameters
+    ----------
+    queries : (n, dim), prepared
+    rows : gives some references, prepared
+    found : (n, k), references of each query
+    distance : as in `ExactSearch`
+    """
     # By index first, so that ties come in the references' order.
     found = np.sort(found, axis=1)
     distances = np.empty(found.shape, dtype=np.float32)
     for i, row in enumerate(found):
-        difference = references[row] - queries[i]
+        difference = rows(row) - queries[i]
         squared = np.einsum("kd,kd->k", difference, difference)
         distances[i] = squared / 2 if distance == "cosine" else np.sqrt(squared)
     order = np.argsort(distances, axis=1, kind="stable")
     return np.take_along_axis(distances, order, axis=1), np.take_along_axis(found, order, axis=1)
 
 
-def _load_annoy(index: bytes, dim: int, distance: Distance) -> Any:
+def _load_annoy(index: Path, dim: int, distance: Distance) -> Any:
     try:
         from annoy import AnnoyIndex
     except ImportError as error:
         raise ExtraMissingError(package="annoy", extra="annoy", purpose="--search annoy") from error
     loaded = AnnoyIndex(dim, ANNOY_METRIC[distance])
-    # Annoy reads only files, and maps them: on POSIX the mapping outlives the name.
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "index.ann"
-        path.write_bytes(index)
-        loaded.load(str(path), prefault=True)
+    loaded.load(str(index))
     return loaded

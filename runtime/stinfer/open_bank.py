@@ -6,13 +6,21 @@ from functools import cached_property
 from pathlib import Path
 
 from stinfer.bank import Bank
+from stinfer.contract import F32
 from stinfer.embed import open_encoders
 from stinfer.encoder import Device
 from stinfer.encoder_stack import EncoderStack
 from stinfer.files import sha256_file
 from stinfer.memory import return_large_blocks
+from stinfer.neighbor_file import Neighbors
 from stinfer.neighbors import Search, SearchChoice, choose_search
+from stinfer.origin_search import OriginSearch
+from stinfer.predict import Weighting, domain_distance, neighbor_weights
 from stinfer.signing import accepted_keys, verify_signature
+from stinfer.voters import OriginNeighbors
+
+# Of the bank's expression and embeddings, each: what is larger stays in its file.
+HELD_BYTES = 256 << 20
 
 
 class OpenBank:
@@ -49,7 +57,7 @@ class OpenBank:
         keys = accepted_keys(None if bank_key is None else Path(bank_key))
         # Before anything of it is read as a bank.
         self.signed_by = None if keys is None else verify_signature(Path(path), keys).name
-        self.bank = Bank.open(path)
+        self.bank = Bank.open(path, HELD_BYTES)
         self._device: Device = device
         self._threads = threads
         self._search: SearchChoice = search
@@ -63,6 +71,37 @@ class OpenBank:
     def searcher(self) -> Search:
         """What finds neighbors among the references; raises as `choose_search`."""
         return choose_search(self._search, self.bank)
+
+    @cached_property
+    def origins(self) -> OriginSearch | None:
+        """What finds the nearest of each origin; None where every reference has every gene measured."""
+        coverage = self.bank.expression.coverage
+        if coverage is None:
+            return None
+        settings = self.bank.settings
+        return OriginSearch(self.bank.embedding, coverage.origin_of, coverage.n_origins, settings.distance)
+
+    def find(self, queries: F32, k: int, weighting: Weighting, *, by_origin: bool) -> tuple[Neighbors, F32]:
+        """Find what predicts some spots.
+
+        Parameters
+        ----------
+        queries : (n, dim), what references are compared by; see `Bank.comparable`
+        k, weighting : of the run
+        by_origin : find the nearest of each origin too
+
+        Returns
+        -------
+        neighbors : of the n spots
+        distance : (n,), see `domain_distance`
+        """
+        settings = self.bank.settings
+        near, found = self.searcher.query(queries, max(k, settings.domain_k))
+        weights = neighbor_weights(near[:, :k], weighting, settings.temperature)
+        nearest = None
+        if by_origin and self.origins is not None:
+            nearest = OriginNeighbors(*self.origins.query(queries, k), weighting, settings.temperature)
+        return Neighbors(found[:, :k], weights, nearest), domain_distance(near, settings.domain_k)
 
     @cached_property
     def sha256(self) -> str:

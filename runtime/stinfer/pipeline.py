@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -12,29 +12,24 @@ from typing import Any, ParamSpec, get_args
 import numpy as np
 
 from stinfer.checkpoint import Checkpoint, checkpoint_path, refuse_foreign_file
-from stinfer.contract import F32, I64
+from stinfer.embed import gathered
 from stinfer.embed_subject import encoding_recipe, iter_embeddings
 from stinfer.encoder import Device
 from stinfer.errors import NoTissueError, OutputExistsError, SettingError, check_choice
 from stinfer.feature_map import Progress
 from stinfer.files import is_file, refuse_existing, refuse_same_file, sha256_file, written_together
 from stinfer.finished import asked_for, read_finished, request_sha256, slide_fingerprint
-from stinfer.genes import ALL, select_genes
+from stinfer.genes import is_naming, notice_doubtful, select_genes
 from stinfer.lock import locked
 from stinfer.map_file import MapFile
+from stinfer.neighbor_file import NeighborFile
 from stinfer.neighbors import SearchChoice
 from stinfer.ome_tiff import import_tifffile, write_ome_tiff
 from stinfer.open_bank import OpenBank
 from stinfer.picture import draw_gene_map
 from stinfer.places import places_from_file, places_on_grid
-from stinfer.predict import Weighting, domain_distance, neighbor_weights
-from stinfer.prediction import (
-    NeighborFile,
-    Neighbors,
-    PredictionTable,
-    write_csv,
-    write_prediction,
-)
+from stinfer.predict import Weighting
+from stinfer.prediction import PredictionTable, write_csv, write_prediction
 from stinfer.pseudonym import hidden_words, open_pseudonyms
 from stinfer.record import Notices
 from stinfer.report import (
@@ -44,10 +39,13 @@ from stinfer.report import (
     gene_map,
     grid_image,
     notice_guesses,
+    notice_partial_genes,
     run_record,
     slide_image,
 )
 from stinfer.run_log import hiding, log_event, logged_slide, logging_to, stage
+from stinfer.slide import Slide
+from stinfer.stage_clock import StageClock, timed
 from stinfer.step_file import own_outputs
 from stinfer.subject import open_subject
 
@@ -133,7 +131,7 @@ def predict_slide(
     tissue_mask: str | Path | None = None,
     spots: str | Path | None = None,
     pitch_um: float | None = None,
-    genes: str | Sequence[str] = ALL,
+    genes: str | Sequence[str] | None = None,
     csv: str | Path | None = None,
     png: Sequence[str] = (),
     ome_tiff: str | Path | None = None,
@@ -152,6 +150,7 @@ def predict_slide(
     log: str | Path | None = None,
     pseudonym: str | Path | None = None,
     progress: Progress | None = None,
+    clock: StageClock | None = None,
 ) -> PredictionResult:
     """Predict spatial gene expression for a slide and write it.
 
@@ -175,7 +174,8 @@ def predict_slide(
     tissue_mask : PNG or TIFF that says where tissue is, not 0; by default it is found
     spots : file of places; see `stinfer.spots.read_spots`
     pitch_um : distance of grid points, by default that of the bank's spots; not with `spots`
-    genes : ``all``, names, a file of names, or a marker panel; see `stinfer.genes.select_genes`
+    genes : ``all``, ``predictable``, names, a file of names, or a marker panel, by default the predictable
+        ones; see `stinfer.genes.select_genes`
     csv : table of spots x genes to write too
     png : genes to draw, as ``<out>.<gene>.png``
     ome_tiff : image of the grid to write too, a channel per gene; not with `spots`
@@ -196,6 +196,7 @@ def predict_slide(
     pseudonym : key file; outputs and log then call the slide by a keyed hash, and `out` is by default named
         after that; see `stinfer.pseudonym`
     progress : called with what is done, how much there is, and of what: patches, regions or bands
+    clock : told how long each stage takes; see `stinfer.stage_clock`
 
     Raises
     ------
@@ -219,11 +220,12 @@ def predict_slide(
     if spots is not None and pitch_um is not None:
         what = "--spots and --pitch-um contradict each other: the file says where to predict"
         raise SettingError(what, "give one of them")
-    opened = (
-        bank
-        if isinstance(bank, OpenBank)
-        else OpenBank(bank, device=device, threads=threads, search=search, bank_key=bank_key)
-    )
+    with timed(clock, "open"):
+        opened = (
+            bank
+            if isinstance(bank, OpenBank)
+            else OpenBank(bank, device=device, threads=threads, search=search, bank_key=bank_key)
+        )
     opened_bank = opened.bank
     settings = opened_bank.settings
     notices = Notices()
@@ -234,6 +236,8 @@ def predict_slide(
         what = f"--intervals: bank {opened_bank.path} was built before there were any"
         raise SettingError(what, "leave it out, or build the bank again")
     drawn = [int(select_genes([gene], opened_bank.genes, ids)[0]) for gene in png]
+    named = [*drawn, *(chosen if is_naming(genes) else ())]
+    notice_doubtful(named, opened_bank.genes, accuracy, notices)
     png_paths = tuple(_picture_path(out, opened_bank.genes[position]) for position in drawn)
     if ome_path is not None:
         _check_ome_tiff(len(chosen), spots)
@@ -262,8 +266,8 @@ def predict_slide(
         stack.enter_context(locked(outputs))
         # Another run may have ended since.
         _refuse_existing(outputs, kept_path, overwrite=overwrite)
-        with stage("open"):
-            subject = stack.enter_context(open_subject(slide, mpp, tissue_mask))
+        with stage("open"), timed(clock, "open"):
+            subject = stack.enter_context(open_subject(slide, mpp, tissue_mask, opened_bank))
         is_map_file = isinstance(subject.source, MapFile)
         fingerprint = slide_fingerprint(subject.path, None if is_map_file else subject.sha256)
         if names is not None and alias is not None:
@@ -274,14 +278,18 @@ def predict_slide(
             if map_path is not None:
                 what = f"--save-map: {subject.path} is a map already"
                 raise SettingError(what, "leave it out")
-        encoders, searcher = opened.encoders, opened.searcher
+        if isinstance(subject.source, Slide):
+            subject.source.clock = clock
+        with timed(clock, "open"):
+            encoders, searcher = opened.encoders, opened.searcher
         stack.callback(encoders.release_memory)
         if spots is None:
             is_map = settings.pooling == "map"
             finest_um = encoders.cell_um(settings.um_per_px) if is_map else max(subject.mpp)
             pitch_um = float(settings.pitch_um if pitch_um is None else pitch_um)
             try:
-                places = places_on_grid(subject, subject.tissue(), pitch_um, finest_um)
+                with timed(clock, "tissue"):
+                    places = places_on_grid(subject, subject.tissue(), pitch_um, finest_um)
             except NoTissueError:
                 if preview_path is not None:
                     draw_run_preview(preview_path, subject, None)
@@ -297,13 +305,26 @@ def predict_slide(
         recipe = encoding_recipe(subject, fingerprint, opened)
         checkpoint = stack.enter_context(Checkpoint(kept_path, recipe))
         beside = stack.enter_context(written_together(outputs, checkpoint.note_outputs))
-        neighbors = stack.enter_context(NeighborFile(out.parent, len(places.names), k))
+        predicted = np.union1d(chosen, drawn).astype(np.int64)
+        n_origins = (
+            len(opened_bank.origin_names) if notice_partial_genes(notices, opened_bank, predicted) else 0
+        )
+        neighbors = stack.enter_context(
+            NeighborFile(out.parent, len(places.names), k, n_origins, weighting, settings.temperature)
+        )
         kept = None if map_path is None else beside[map_path]
-        embeddings = iter_embeddings(subject, places, opened, kept, batch_size, notices, progress, checkpoint)
+        embeddings = iter_embeddings(
+            subject, places, opened, kept, batch_size, notices, progress, checkpoint, clock
+        )
         # Threads end and a map half written goes with an error, not when Python lets go of the last frame.
         stack.enter_context(contextlib.closing(embeddings))
         with stage("embed and search") as counts:
-            distance = _find_neighbors(embeddings, opened, k, weighting, neighbors)
+            distance = np.empty(len(places.names), dtype=np.float32)
+            for some, embedding in gathered(embeddings, searcher.queries_at_once):
+                with timed(clock, "search"):
+                    queries = opened_bank.comparable(embedding, places.centers_l0[some])
+                    found, distance[some] = opened.find(queries, k, weighting, by_origin=n_origins > 0)
+                    neighbors.write(some, found)
             counts["n_spots"] = len(places.names)
         columns = domain_columns(distance, opened_bank, notices)
         arguments = {
@@ -326,7 +347,7 @@ def predict_slide(
             record=run_record(subject, opened, places, arguments, notices),
             gene_ids=ids and tuple(ids[i] for i in chosen),
         )
-        with stage("write"):
+        with stage("write"), timed(clock, "write"):
             for path, position in zip(png_paths, drawn, strict=True):
                 shown = gene_map(position, opened_bank, neighbors, table, places, subject)
                 draw_gene_map(beside[path], shown)
@@ -344,6 +365,7 @@ def predict_slide(
                 neighbors,
                 intervals=bank_intervals(opened_bank, chosen) if intervals else None,
                 with_neighbors=save_neighbors,
+                clock=clock,
             )
     return PredictionResult(
         out,
@@ -420,26 +442,3 @@ def _picture_path(out: Path, gene: str) -> Path:
     # A gene's name comes from a file: it must not lead out of the folder.
     safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in gene)
     return out.with_name(f"{out.name.removesuffix('.h5ad')}.{safe}.png")
-
-
-def _find_neighbors(
-    embeddings: Iterator[tuple[I64, F32]],
-    opened: OpenBank,
-    k: int,
-    weighting: Weighting,
-    neighbors: NeighborFile,
-) -> F32:
-    """Apply the metric, search and weigh, batch by batch, and keep the neighbors.
-
-    Returns
-    -------
-    (n_spots,), see `domain_distance`
-    """
-    bank, settings = opened.bank, opened.bank.settings
-    distance = np.empty(len(neighbors), dtype=np.float32)
-    for spots, embedding in embeddings:
-        near, found = opened.searcher.query(bank.metric.apply(embedding), max(k, settings.domain_k))
-        weights = neighbor_weights(near[:, :k], weighting, settings.temperature)
-        neighbors.write(spots, Neighbors(found[:, :k], weights))
-        distance[spots] = domain_distance(near, settings.domain_k)
-    return distance

@@ -8,7 +8,8 @@ import numpy as np
 
 from stinfer.contract import F32, I64, AnyArray
 
-_SPOTS_AT_ONCE = 64
+# Spots that are averaged in one product; those on a grid share most of their neighbors.
+SPOTS_AT_ONCE = 64
 
 Weighting = Literal["uniform", "inverse", "softmax"]
 
@@ -60,8 +61,8 @@ def expression_from_neighbors(weights: F32, indices: I64, expression: F32) -> F3
     (n_spots, n_genes), log1p CP10K, gene order of `expression`
     """
     averaged = np.empty((len(weights), expression.shape[1]), dtype=np.float32)
-    for start in range(0, len(weights), _SPOTS_AT_ONCE):
-        part = slice(start, start + _SPOTS_AT_ONCE)
+    for start in range(0, len(weights), SPOTS_AT_ONCE):
+        part = slice(start, start + SPOTS_AT_ONCE)
         # Spots share neighbors: each reference is gathered once for many, and averaged by a product.
         used, position = np.unique(indices[part], return_inverse=True)
         position = position.reshape(indices[part].shape)
@@ -71,20 +72,20 @@ def expression_from_neighbors(weights: F32, indices: I64, expression: F32) -> F3
     return averaged
 
 
-def spread_from_neighbors(weights: F32, indices: I64, expression: F32, mean: F32) -> F32:
+def spread_from_neighbors(weights: F32, indices: I64, expression: F32, mean: F32, middle: F32) -> F32:
     """Return how much the neighbors of each spot differ in expression, by the same weights.
 
     Parameters
     ----------
     weights, indices, expression : as for `expression_from_neighbors`
     mean : (n_spots, n_genes), what that gave
+    middle : (n_genes,), about each gene's mean over all references: squares of large numbers would differ by
+        rounding, those of differences from it do not
 
     Returns
     -------
     (n_spots, n_genes), weighted standard deviation, log1p CP10K
     """
-    # Around each gene's middle: squares of large numbers would differ by rounding.
-    middle = expression.mean(axis=0, dtype=np.float64).astype(np.float32)
     squares = expression_from_neighbors(weights, indices, (expression - middle) ** 2)
     return np.asarray(np.sqrt(np.maximum(squares - (mean - middle) ** 2, 0)), dtype=np.float32)
 

@@ -6,11 +6,8 @@ memory grows neither with the number of spots nor of genes.
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import os
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,103 +16,23 @@ import numpy as np
 
 from stinfer import h5ad
 from stinfer.bank import GENE_IDS
-from stinfer.contract import F32, F64, I64, U8, AnyArray
-from stinfer.errors import OutputWriteError
+from stinfer.contract import F32, F64, I64, U8, AnyArray, Bool
 from stinfer.files import written_beside
-from stinfer.predict import expression_from_neighbors, interval_half_width, spread_from_neighbors
+from stinfer.neighbor_file import NeighborFile, Neighbors
+from stinfer.predict import (
+    SPOTS_AT_ONCE,
+    expression_from_neighbors,
+    interval_half_width,
+    spread_from_neighbors,
+)
 from stinfer.sparse import Sparse
+from stinfer.stage_clock import StageClock, timed
 
 # Values of the dense block of references x genes, and of spots x genes, held at once: 128 MB each.
 _BLOCK = 32_000_000
 _SPOTS_PER_BLOCK = 4096
-
-
-@dataclass(frozen=True)
-class Neighbors:
-    """What predicts each spot.
-
-    Parameters
-    ----------
-    indices : (n_spots, k), references
-    weights : (n_spots, k), rows sum to 1
-    """
-
-    indices: I64
-    weights: F32
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, spots: slice) -> Neighbors:
-        return Neighbors(self.indices[spots], self.weights[spots])
-
-
-class NeighborFile:
-    """The neighbors of many spots, on disk: at k = 100 those of a million need 1.2 GB.
-
-    The file has no name, so nothing is left behind, however the process ends.
-
-    Parameters
-    ----------
-    folder : where there is room for it
-    n_spots, k : its size
-
-    Raises
-    ------
-    OutputWriteError
-        The folder cannot be written.
-    """
-
-    def __init__(self, folder: Path, n_spots: int, k: int) -> None:
-        self._folder, self._n_spots = folder, n_spots
-        self._record = np.dtype([("indices", np.int64, (k,)), ("weights", np.float32, (k,))])
-        with self._failing_with_folder():
-            self._file = tempfile.TemporaryFile(dir=folder, prefix=".stinfer-")  # noqa: SIM115  # closed by __exit__
-
-    def __enter__(self) -> NeighborFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        # What is still in its buffer is of no use any more, and a full disk would fail once more.
-        with contextlib.suppress(OSError):
-            self._file.close()
-
-    def __len__(self) -> int:
-        return self._n_spots
-
-    def write(self, spots: I64, neighbors: Neighbors) -> None:
-        """Keep the neighbors of some spots, (n,) positions.
-
-        Raises
-        ------
-        OutputWriteError
-            The disk is full.
-        """
-        records = np.empty(len(spots), dtype=self._record)
-        records["indices"], records["weights"] = neighbors.indices, neighbors.weights
-        # Spots mostly come in runs, as on a grid.
-        starts = np.flatnonzero(np.diff(spots, prepend=-2) != 1)
-        with self._failing_with_folder():
-            for first, last in zip(starts, [*starts[1:], len(spots)], strict=True):
-                self._file.seek(int(spots[first]) * self._record.itemsize)
-                self._file.write(records[first:last].tobytes())
-            self._file.flush()
-
-    def __getitem__(self, spots: slice) -> Neighbors:
-        first, last, _ = spots.indices(self._n_spots)
-        self._file.seek(first * self._record.itemsize)
-        found = self._file.read((last - first) * self._record.itemsize)
-        records = np.frombuffer(found, dtype=self._record)
-        return Neighbors(records["indices"], records["weights"])
-
-    @contextlib.contextmanager
-    def _failing_with_folder(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            cause = os.strerror(error.errno) if error.errno else str(error)
-            cause = f"{cause} (the spots' neighbors are kept there while the run lasts)"
-            raise OutputWriteError(self._folder, cause) from error
+# Rows of a chunk in the file: where all genes are predicted at once, a chunk is written whole.
+_SPOTS_PER_CHUNK = 256
 
 
 @dataclass(frozen=True)
@@ -188,7 +105,10 @@ class PredictionTable:
 
 
 def iter_expression(
-    expression: Sparse, chosen: I64, neighbors: Neighbors | NeighborFile
+    expression: Sparse,
+    chosen: I64,
+    neighbors: Neighbors | NeighborFile,
+    clock: StageClock | None = None,
 ) -> Iterator[tuple[slice, slice, F32]]:
     """Predict block by block.
 
@@ -196,23 +116,20 @@ def iter_expression(
     ----------
     expression : (n_refs, n_genes) of the bank
     chosen : columns to predict
-    neighbors : of n_spots
+    neighbors : of n_spots; by origin too where some origins do not measure some of the genes
+    clock : told how long averaging takes
 
     Yields
     ------
     spots, genes : slices of the result that this block is
     values : (n_block_spots, n_block_genes), log1p CP10K
     """
-    n_refs = len(expression.indptr) - 1
-    step = max(min(_BLOCK // n_refs, _BLOCK // _SPOTS_PER_BLOCK), 1)
-    for start in range(0, len(chosen), step):
-        columns = chosen[start : start + step]
-        dense = expression.columns(columns)
-        for first in range(0, len(neighbors), _SPOTS_PER_BLOCK):
-            part = slice(first, min(first + _SPOTS_PER_BLOCK, len(neighbors)))
-            some = neighbors[part]
-            values = expression_from_neighbors(some.weights, some.indices, dense)
-            yield part, slice(start, start + len(columns)), values
+
+    def predict(groups: list[_Group], some: Neighbors) -> tuple[F32, ...]:
+        return (_assembled(groups, [_averaged(group, some) for group in groups]),)
+
+    for spots, (values,) in _iter_blocks(expression, chosen, neighbors, predict, clock):
+        yield spots, slice(0, len(chosen)), values
 
 
 def iter_intervals(
@@ -225,18 +142,124 @@ def iter_intervals(
     spots, genes : slices of the result that this block is
     values, lower, upper : (n_block_spots, n_block_genes), log1p CP10K; the interval NaN where it is not known
     """
-    n_refs = len(expression.indptr) - 1
-    step = max(min(_BLOCK // n_refs, _BLOCK // _SPOTS_PER_BLOCK) // 2, 1)
-    for start in range(0, len(chosen), step):
-        genes = slice(start, min(start + step, len(chosen)))
-        dense = expression.columns(chosen[genes])
-        for first in range(0, len(neighbors), _SPOTS_PER_BLOCK):
-            part = slice(first, min(first + _SPOTS_PER_BLOCK, len(neighbors)))
+    middle = expression.column_means(chosen)
+
+    def predict(groups: list[_Group], some: Neighbors) -> tuple[F32, ...]:
+        means = [_averaged(group, some) for group in groups]
+        spreads = [
+            _spread(group, some, mean, middle[group.positions])
+            for group, mean in zip(groups, means, strict=True)
+        ]
+        return _assembled(groups, means), _assembled(groups, spreads)
+
+    for spots, (values, spread) in _iter_blocks(expression, chosen, neighbors, predict):
+        half = interval_half_width(spread, intervals.scale, intervals.floor)
+        yield spots, slice(0, len(chosen)), values, np.maximum(values - half, np.float32(0)), values + half
+
+
+def _iter_blocks(
+    expression: Sparse,
+    chosen: I64,
+    neighbors: Neighbors | NeighborFile,
+    predict: Callable[[list[_Group], Neighbors], tuple[F32, ...]],
+    clock: StageClock | None = None,
+) -> Iterator[tuple[slice, tuple[F32, ...]]]:
+    """Predict spots block by block.
+
+    Few genes are taken out of all references once. Of many genes only the references that predict some spots
+    are taken, as many at a time as fit.
+
+    Parameters
+    ----------
+    expression, chosen, neighbors : see `iter_expression`
+    predict : gives arrays, each (n_spots, n_chosen), for some spots
+    clock : told how long all this takes
+
+    Yields
+    ------
+    spots : slice of all
+    arrays : what `predict` gave
+    """
+    whole = None
+    if (len(expression.indptr) - 1) * len(chosen) <= _BLOCK:
+        with timed(clock, "average"):
+            whole = _groups(expression, chosen)
+    largest = _SPOTS_PER_BLOCK if whole is not None else _SPOTS_PER_CHUNK
+    step = min(max(_BLOCK // len(chosen), 1), largest)
+    for first in range(0, len(neighbors), step):
+        part = slice(first, min(first + step, len(neighbors)))
+        with timed(clock, "average"):
             some = neighbors[part]
-            values = expression_from_neighbors(some.weights, some.indices, dense)
-            spread = spread_from_neighbors(some.weights, some.indices, dense, values)
-            half = interval_half_width(spread, intervals.scale[genes], intervals.floor[genes])
-            yield part, genes, values, np.maximum(values - half, np.float32(0)), values + half
+            if whole is not None:
+                found = predict(whole, some)
+            else:
+                pieces = [
+                    predict(_groups(expression.rows(used), chosen), among)
+                    for used, among in _iter_used(some, max(_BLOCK // len(chosen), 1))
+                ]
+                found = tuple(np.concatenate(parts) for parts in zip(*pieces, strict=True))
+        yield part, found
+
+
+def _iter_used(neighbors: Neighbors, n_refs: int) -> Iterator[tuple[I64, Neighbors]]:
+    """Cut spots into pieces that use no more than some number of references, or are one spot each."""
+    first, step = 0, SPOTS_AT_ONCE
+    while first < len(neighbors):
+        used, among = neighbors[first : first + step].among_used()
+        if len(used) > n_refs and step > 1:
+            step //= 2
+            continue
+        yield used, among
+        first += step
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Genes of a block that the same references can predict.
+
+    Parameters
+    ----------
+    origins : (n_origins,), those that measure them; None where all references do
+    positions : (n,), in the block
+    expression : (n_refs, n), log1p CP10K; 0 where it was not measured
+    """
+
+    origins: Bool | None
+    positions: I64
+    expression: F32
+
+    def voters(self, neighbors: Neighbors) -> Neighbors:
+        return neighbors if self.origins is None else neighbors.of(self.origins)
+
+
+def _groups(expression: Sparse, columns: I64) -> list[_Group]:
+    coverage = expression.coverage
+    if coverage is None or not coverage.is_partial(columns):
+        return [_Group(None, np.arange(len(columns)), expression.columns(columns))]
+    return [
+        _Group(origins, positions, expression.columns(columns[positions]))
+        for origins, positions in coverage.groups(columns)
+    ]
+
+
+def _averaged(group: _Group, neighbors: Neighbors) -> F32:
+    voters = group.voters(neighbors)
+    return expression_from_neighbors(voters.weights, voters.indices, group.expression)
+
+
+def _spread(group: _Group, neighbors: Neighbors, mean: F32, middle: F32) -> F32:
+    voters = group.voters(neighbors)
+    return spread_from_neighbors(voters.weights, voters.indices, group.expression, mean, middle)
+
+
+def _assembled(groups: list[_Group], parts: list[F32]) -> F32:
+    """Put the groups' values, (n_spots, n) each, into the order of their block."""
+    if len(groups) == 1:
+        return parts[0]
+    values = np.empty((len(parts[0]), sum(len(group.positions) for group in groups)), dtype=np.float32)
+    for group, part in zip(groups, parts, strict=True):
+        values[:, group.positions] = part
+    return values
 
 
 def write_prediction(
@@ -248,6 +271,7 @@ def write_prediction(
     *,
     intervals: Intervals | None = None,
     with_neighbors: bool = False,
+    clock: StageClock | None = None,
 ) -> None:
     """Write the prediction as an AnnData file, all or nothing.
 
@@ -258,6 +282,7 @@ def write_prediction(
     expression, chosen, neighbors : see `iter_expression`
     intervals : of the chosen genes, to write as layers ``lower`` and ``upper``; None to leave them out
     with_neighbors : write which references made each prediction, and their weights
+    clock : told how long averaging takes
 
     Raises
     ------
@@ -273,14 +298,14 @@ def write_prediction(
         h5ad.write_array(file["obsm"], "spatial", table.spatial)
         h5ad.write_mapping(file["uns"], "spatial", table.image.to_uns())
         h5ad.write_mapping(file["uns"], "stinfer", table.record)
-        matrix = h5ad.create_matrix(file, "X", shape, chunks=(256, 256))
+        matrix = h5ad.create_matrix(file, "X", shape, chunks=(_SPOTS_PER_CHUNK, 256))
         if intervals is None:
-            for spots, genes, values in iter_expression(expression, chosen, neighbors):
+            for spots, genes, values in iter_expression(expression, chosen, neighbors, clock):
                 matrix[spots, genes] = values
                 new.check()
         else:
             layers = [
-                h5ad.create_matrix(file["layers"], name, shape, chunks=(256, 256))
+                h5ad.create_matrix(file["layers"], name, shape, chunks=(_SPOTS_PER_CHUNK, 256))
                 for name in ("lower", "upper")
             ]
             for spots, genes, *found in iter_intervals(expression, chosen, neighbors, intervals):
@@ -321,10 +346,8 @@ def write_csv(
     with written_beside(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["id", "x", "y", *table.spot_columns, *table.genes])
-        for start in range(0, len(table.spots), _SPOTS_PER_BLOCK):
-            some = neighbors[start : start + _SPOTS_PER_BLOCK]
-            blocks = [values for _, _, values in iter_expression(expression, chosen, some)]
-            for i, row in enumerate(np.concatenate(blocks, axis=1), start=start):
+        for spots, _, values in iter_expression(expression, chosen, neighbors):
+            for i, row in enumerate(values, start=spots.start):
                 place = [f"{coordinate:.2f}" for coordinate in table.spatial[i]]
                 numbers = [_text(column[i]) for column in table.spot_columns.values()]
                 writer.writerow([table.spots[i], *place, *numbers, *(f"{value:.5g}" for value in row)])

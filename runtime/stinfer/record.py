@@ -28,7 +28,9 @@ class Notices:
         self.texts: list[str] = []
 
     def add(self, text: str) -> None:
-        """Say a notice and keep it."""
+        """Say a notice and keep it; one that was said is not said again."""
+        if text in self.texts:
+            return
         logger.warning(text, extra={"event": "notice"})
         self.texts.append(text)
 

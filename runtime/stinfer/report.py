@@ -8,21 +8,23 @@ from typing import Any
 
 import numpy as np
 
-from stinfer.bank import Bank
+from stinfer.bank import OWN_SECTION, Bank
 from stinfer.contract import F32, I64, PREDICTION_FORMAT_VERSION, AnyArray
 from stinfer.encoder_stack import EncoderStack
 from stinfer.files import sha256_file
 from stinfer.geometry import extent_l0, outside_fraction
 from stinfer.lattice import lay_lattice
 from stinfer.map_file import MapFile
+from stinfer.neighbor_file import NeighborFile
 from stinfer.ome_tiff import GridImage
 from stinfer.open_bank import OpenBank
 from stinfer.picture import GeneMap
 from stinfer.places import Places
 from stinfer.predict import confidence_from_distance
-from stinfer.prediction import Intervals, NeighborFile, PredictionTable, SlideImage, iter_expression
+from stinfer.prediction import Intervals, PredictionTable, SlideImage, iter_expression
 from stinfer.preview import draw_preview
 from stinfer.record import Notices, plain_name, software_versions
+from stinfer.slide_scale import BY_USER
 from stinfer.subject import Subject
 
 UNIT = "log1p CP10K"
@@ -49,9 +51,10 @@ def notice_guesses(
     if slide.said_mpp is not None and any(
         abs(said / used - 1) > MPP_TOLERANCE for said, used in zip(slide.said_mpp, slide.mpp, strict=True)
     ):
+        whose = "--mpp" if slide.mpp_source == BY_USER else "the bank's"
         notices.add(
-            f"the slide says {shown_mpp(slide.said_mpp)} µm per pixel; --mpp {shown_mpp(slide.mpp)} is used "
-            "instead"
+            f"the slide says {shown_mpp(slide.said_mpp)} µm per pixel; {whose} {shown_mpp(slide.mpp)} is "
+            "used instead"
         )
     wanted_um = settings.um_per_px
     if max(slide.mpp) > 1.5 * wanted_um:
@@ -70,6 +73,34 @@ def notice_guesses(
     if places.record.get("n_left_out_by_file"):
         n_left_out = places.record["n_left_out_by_file"]
         notices.add(f"{n_left_out} spots that their file marks as not on tissue are left out")
+
+
+def notice_partial_genes(notices: Notices, bank: Bank, chosen: I64) -> bool:
+    """Say which genes only some of a merged bank's origins measure, and how they are predicted.
+
+    Parameters
+    ----------
+    notices : told
+    bank : that predicts
+    chosen : (n,), columns of the genes
+
+    Returns
+    -------
+    whether there are any
+    """
+    coverage, names = bank.expression.coverage, bank.origin_names
+    if coverage is None or not coverage.is_partial(chosen):
+        return False
+    said = [
+        f"{len(positions)} are measured by {' and '.join(np.asarray(names)[origins])} only"
+        for origins, positions in coverage.groups(chosen)
+        if not origins.all()
+    ]
+    notices.add(
+        f"of the {len(chosen)} genes, {' and '.join(said)}: they are predicted from the nearest "
+        "references that measure them, and confidence does not tell how near those are"
+    )
+    return True
 
 
 def domain_columns(distance: F32, bank: Bank, notices: Notices) -> dict[str, AnyArray]:
@@ -229,7 +260,8 @@ def run_record(
             "sha256": opened.sha256,
             **({} if opened.signed_by is None else {"signed_by": opened.signed_by}),
             "n_references": bank.n_refs,
-            **bank.settings.to_uns(),
+            **bank.settings.to_uns(bank.format_version),
+            **({} if bank.own_section is None else {OWN_SECTION: bank.own_section.to_mapping()}),
         },
         "run": arguments,
         "places": places.record,

@@ -23,6 +23,7 @@ from stinfer.slide_box import nearest_level, read_box
 from stinfer.slide_readers import open_source
 from stinfer.slide_scale import BY_USER, is_possible, screen_dpi
 from stinfer.slide_source import Source
+from stinfer.stage_clock import StageClock, timed
 
 
 class SlideLike(Protocol):
@@ -80,6 +81,8 @@ class Slide:
     ----------
     size_l0 : tuple of int
         Width and height in level-0 pixels.
+    clock : StageClock or None
+        Told how long reading and resampling take.
     """
 
     def __init__(
@@ -100,6 +103,7 @@ class Slide:
         self.said_mpp = said_mpp
         self.remarks = remarks
         self.size_l0 = source.levels[0].size
+        self.clock: StageClock | None = None
         self._source = source
 
     def __enter__(self) -> Slide:
@@ -131,7 +135,8 @@ class Slide:
             The file is damaged there.
         """
         level = nearest_level(self._source.levels, (extent[0] / size_px[0], extent[1] / size_px[1]))
-        return read_box(self._source, level, corner_l0, extent, size_px)
+        with timed(self.clock, "resample"):
+            return read_box(self._source, level, corner_l0, extent, size_px, self.clock)
 
     def thumbnail(self, longest_px: int) -> U8:
         """Read the whole slide with its longer side at most `longest_px`.
@@ -147,7 +152,11 @@ class Slide:
 
 
 def open_slide(
-    path: str | Path, mpp: float | tuple[float, float] | None = None, *, mpp_max_um: float = MPP_MAX_UM
+    path: str | Path,
+    mpp: float | tuple[float, float] | None = None,
+    *,
+    mpp_max_um: float = MPP_MAX_UM,
+    given_by: str = BY_USER,
 ) -> Slide:
     """Open a slide and settle its scale.
 
@@ -156,6 +165,7 @@ def open_slide(
     path : anything OpenSlide reads, a folder of a DICOM slide, or a JPEG, PNG or TIFF image
     mpp : µm per level-0 pixel, or those of x and y; overrides what the file says
     mpp_max_um : the coarsest that `mpp` may be; the pictures of Space Ranger are coarser than any scan
+    given_by : where `mpp` comes from, for the record
 
     Raises
     ------
@@ -187,7 +197,7 @@ def open_slide(
             # A print resolution, as 72 dpi, says nothing that could be contradicted.
             said = found if found is not None and is_possible(found) else None
             return Slide(
-                path, opened.source, given, BY_USER, opened.reader, said_mpp=said, remarks=opened.remarks
+                path, opened.source, given, given_by, opened.reader, said_mpp=said, remarks=opened.remarks
             )
         if found is None:
             raise ScaleUnknownError(path, opened.magnification)

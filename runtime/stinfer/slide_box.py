@@ -10,6 +10,7 @@ from PIL import Image
 
 from stinfer.contract import U8
 from stinfer.slide_source import Level, Source
+from stinfer.stage_clock import StageClock, timed
 
 # Pixels of a level that are decoded at once; a larger box is read in bands.
 _BAND_LIMIT_PX = 16_000_000
@@ -37,6 +38,7 @@ def read_box(
     corner_l0: tuple[float, float],
     extent: tuple[float, float],
     size_px: tuple[int, int],
+    clock: StageClock | None = None,
 ) -> U8:
     """Read a box from a level, resampled to a given size, in bands where it is large.
 
@@ -47,6 +49,7 @@ def read_box(
     corner_l0 : x and y of the box's upper left corner, may lie outside the image
     extent : width and height of the box, level-0 px
     size_px : width and height of the result
+    clock : told how long decoding takes
 
     Returns
     -------
@@ -65,7 +68,8 @@ def read_box(
     for top in range(0, size_px[1], band_px):
         n_rows = min(band_px, size_px[1] - top)
         corner = (corner_l0[0], corner_l0[1] + top * step_y)
-        bands.append(_read_band(source, level, corner, (extent[0], n_rows * step_y), (size_px[0], n_rows)))
+        size = (size_px[0], n_rows)
+        bands.append(_read_band(source, level, corner, (extent[0], n_rows * step_y), size, clock))
     return bands[0] if len(bands) == 1 else np.concatenate(bands)
 
 
@@ -75,6 +79,7 @@ def _read_band(
     corner_l0: tuple[float, float],
     extent: tuple[float, float],
     size_px: tuple[int, int],
+    clock: StageClock | None,
 ) -> U8:
     frame = source.levels[level]
     # The box in pixels of the level.
@@ -89,7 +94,8 @@ def _read_band(
     y0, y1 = max(top, 0), min(bottom, frame.size[1])
     if x0 >= x1 or y0 >= y1:
         return np.full((size_px[1], size_px[0], 3), 255, dtype=np.uint8)
-    region, begins = source.read_level(level, x0, y0, x1 - x0, y1 - y0)
+    with timed(clock, "read"):
+        region, begins = source.read_level(level, x0, y0, x1 - x0, y1 - y0)
     # Where a library could not begin at x0, y0, all pixels lie a little beside their place.
     x -= begins[0] - x0
     y -= begins[1] - y0

@@ -11,7 +11,7 @@ import openslide
 from PIL import Image
 
 from stinfer.contract import F64
-from stinfer.errors import ExtraMissingError, SlideUnreadableError, first_line
+from stinfer.errors import ExtraMissingError, SlideError, SlideUnreadableError, first_line
 from stinfer.flat_source import open_flat
 from stinfer.openslide_source import GENERIC_TIFF, dicom_file, magnification_in, open_with_openslide
 from stinfer.slide_box import read_box
@@ -97,11 +97,31 @@ def _open(path: Path, header: TiffHeader | None) -> Opened:
         vendor = handle.properties.get(openslide.PROPERTY_NAME_VENDOR)
         if header is None or vendor not in _TIFF_VENDORS or _openslide_reads_right(header, vendor):
             opened = open_with_openslide(path, handle)
-            return opened if header is None else _with_scale_of_tags(opened, header, vendor)
+            if header is None:
+                return opened
+            if vendor == GENERIC_TIFF and header.has_sub_images and len(opened.source.levels) == 1:
+                return _with_sub_images(path, _with_scale_of_tags(opened, header, vendor))
+            return _with_scale_of_tags(opened, header, vendor)
         handle.close()
     if header is None:
         raise SlideUnreadableError(path, cause)
     return _open_tiff(path, header)
+
+
+def _with_sub_images(path: Path, opened: Opened) -> Opened:
+    """Read with tifffile for the smaller copies that OpenSlide does not see, if it is there and finds any."""
+    try:
+        better = open_tiff(path)
+    except ExtraMissingError:
+        remark = "the slide's smaller copies are not used, for want of the extra 'tiff': it is slower to read"
+        return replace(opened, remarks=(*opened.remarks, remark))
+    except SlideError:
+        return opened
+    if len(better.source.levels) == 1:
+        better.source.close()
+        return opened
+    opened.source.close()
+    return better
 
 
 def _open_tiff(path: Path, header: TiffHeader) -> Opened:

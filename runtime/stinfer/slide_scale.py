@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 from stinfer.contract import MPP_MAX_UM, MPP_MIN_UM
 
 METADATA, RESOLUTION_TAG, BY_USER = "slide metadata", "resolution tag", "given by the user"
+BY_BANK = "bank of this section"
 # Resolutions that programs write where they know none.
 _SCREEN_DPI = (72.0, 96.0)
 # 72 dpi comes as 28.34 or 28.35 per cm, 72.009 or 71.98 dpi.

@@ -1,12 +1,18 @@
-"""Expression as it is stored: a compressed sparse row matrix. Imports numpy alone."""
+"""Expression as it is stored: a compressed sparse row matrix, in memory or in its file."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from stinfer.contract import F32, I64, AnyArray
+from stinfer.coverage import Coverage
+from stinfer.stored_array import StoredArray, take_ranges
+
+# Stored values that are looked at at once.
+_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -18,12 +24,14 @@ class Sparse:
     data, indices : (n_stored,) values and their columns
     indptr : (n_rows + 1,) where each row starts
     n_columns : width
+    coverage : which columns were measured of which rows; None where all were of all
     """
 
-    data: F32
-    indices: AnyArray
+    data: F32 | StoredArray
+    indices: AnyArray | StoredArray
     indptr: AnyArray
     n_columns: int
+    coverage: Coverage | None = None
 
     def columns(self, chosen: I64) -> F32:
         """Return some columns as a dense matrix.
@@ -34,16 +42,33 @@ class Sparse:
 
         Returns
         -------
-        (n_rows, n)
+        (n_rows, n), 0 where nothing is stored, whether it was measured or not
         """
-        position = np.full(self.n_columns, -1, dtype=np.int64)
-        position[chosen] = np.arange(len(chosen))
-        target = position[self.indices]
-        kept = target >= 0
-        rows = np.repeat(np.arange(len(self.indptr) - 1), np.diff(self.indptr))[kept]
-        dense = np.zeros((len(self.indptr) - 1, len(chosen)), dtype=np.float32)
-        dense[rows, target[kept]] = self.data[kept]
-        return dense
+        n_rows, width = len(self.indptr) - 1, len(chosen)
+        dense = np.zeros(n_rows * width, dtype=np.float32)
+        position = None
+        if not np.array_equal(chosen, np.arange(self.n_columns)):
+            position = np.full(self.n_columns, -1, dtype=np.int64)
+            position[chosen] = np.arange(width)
+        for first, last in self._row_blocks():
+            entries = slice(int(self.indptr[first]), int(self.indptr[last]))
+            values, target = self.data[entries], self.indices[entries]
+            starts = np.arange(first, last, dtype=np.int64) * width
+            place = np.repeat(starts, np.diff(self.indptr[first : last + 1]))
+            if position is None:
+                dense[place + target] = values
+            else:
+                kept = np.flatnonzero(position[target] >= 0)
+                dense[place[kept] + position[target[kept]]] = values[kept]
+        return dense.reshape(n_rows, width)
+
+    def column_means(self, chosen: I64) -> F32:
+        """Return the mean of some columns over all rows, (n,)."""
+        total = np.zeros(self.n_columns)
+        for first, last in self._row_blocks():
+            entries = slice(int(self.indptr[first]), int(self.indptr[last]))
+            total += np.bincount(self.indices[entries], weights=self.data[entries], minlength=self.n_columns)
+        return np.asarray(total[chosen] / max(len(self.indptr) - 1, 1), dtype=np.float32)
 
     def is_valid(self) -> bool:
         """Say whether rows follow each other and columns ascend in every row."""
@@ -54,13 +79,68 @@ class Sparse:
             and int(self.indptr[0]) == 0
             and int(self.indptr[-1]) == len(self.data)
             and bool((np.diff(self.indptr) >= 0).all())
-            and (not self.indices.size or 0 <= self.indices.min() <= self.indices.max() < self.n_columns)
         ):
             return False
-        ascends = np.diff(self.indices) > 0
-        starts = self.indptr[1:-1]
-        ascends[starts[(starts > 0) & (starts < len(self.indices))] - 1] = True
-        return bool(ascends.all())
+        return all(self._rows_ascend(first, last) for first, last in self._row_blocks())
+
+    def is_covered(self) -> bool:
+        """Say whether every stored value is of a column that was measured of its row."""
+        coverage = self.coverage
+        if coverage is None:
+            return True
+        for first, last in self._row_blocks():
+            entries = slice(int(self.indptr[first]), int(self.indptr[last]))
+            origins = np.repeat(coverage.origin_of[first:last], np.diff(self.indptr[first : last + 1]))
+            if not coverage.measured[origins, self.indices[entries]].all():
+                return False
+        return True
+
+    def _rows_ascend(self, first: int, last: int) -> bool:
+        start, end = int(self.indptr[first]), int(self.indptr[last])
+        indices = self.indices[start:end]
+        if not indices.size:
+            return True
+        ascends = np.diff(indices) > 0
+        starts = self.indptr[first + 1 : last] - start
+        ascends[starts[(starts > 0) & (starts < len(indices))] - 1] = True
+        return bool(0 <= indices.min() <= indices.max() < self.n_columns and ascends.all())
+
+    def _row_blocks(self) -> Iterator[tuple[int, int]]:
+        """Cut the rows into pieces of not much more than `_BLOCK` stored values: first and past the last."""
+        n_rows = len(self.indptr) - 1
+        first = 0
+        while first < n_rows:
+            end = int(self.indptr[first]) + _BLOCK
+            last = int(np.searchsorted(self.indptr, end, side="right")) - 1
+            last = min(max(last, first + 1), n_rows)
+            yield first, last
+            first = last
+
+    @property
+    def n_measured(self) -> int:
+        """Number of values that were measured, 0 or not."""
+        if self.coverage is None:
+            return (len(self.indptr) - 1) * self.n_columns
+        return int(self.coverage.n_measuring().sum())
+
+    def only_columns(self, chosen: I64) -> Sparse:
+        """Return some columns, all of them measured of every row.
+
+        Parameters
+        ----------
+        chosen : (n,), ascending
+        """
+        position = np.full(self.n_columns, -1, dtype=np.int64)
+        position[chosen] = np.arange(len(chosen))
+        target = position[self.indices[:]]
+        kept = target >= 0
+        before = np.concatenate([[0], np.cumsum(kept)])
+        return Sparse(
+            self.data[:][kept],
+            target[kept].astype(np.int32),
+            before[self.indptr].astype(np.int64),
+            len(chosen),
+        )
 
     def rows(self, chosen: I64) -> Sparse:
         """Return some rows.
@@ -69,7 +149,9 @@ class Sparse:
         ----------
         chosen : (n,)
         """
-        lengths = np.diff(self.indptr)[chosen]
-        indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        entries = np.repeat(self.indptr[:-1][chosen] - indptr[:-1], lengths) + np.arange(indptr[-1])
-        return Sparse(self.data[entries], self.indices[entries], indptr, self.n_columns)
+        starts, ends = self.indptr[:-1][chosen], self.indptr[1:][chosen]
+        ranges = list(zip(starts.tolist(), ends.tolist(), strict=True))
+        indptr = np.concatenate([[0], np.cumsum(ends - starts)]).astype(np.int64)
+        coverage = None if self.coverage is None else self.coverage.rows(chosen)
+        data, indices = take_ranges(self.data, ranges), take_ranges(self.indices, ranges)
+        return Sparse(data, indices, indptr, self.n_columns, coverage)

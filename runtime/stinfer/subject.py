@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from stinfer.bank import Bank
 from stinfer.contract import U8
-from stinfer.errors import SettingError
+from stinfer.errors import SettingError, SlideForeignError
 from stinfer.files import sha256_file
 from stinfer.map_file import MapFile, MapSubject, is_map
 from stinfer.record import plain_name
 from stinfer.slide import Slide, open_slide
+from stinfer.slide_scale import BY_BANK, BY_USER
 from stinfer.tissue import TissueMask, find_tissue
 from stinfer.tissue_file import read_tissue_mask
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 HIRES_PX = 2000
 LOWRES_PX = 600
+# Scales of one image that differ by less are the same but for rounding and fits.
+_SAME_MPP = 0.01
 
 
 class Subject:
@@ -129,7 +133,10 @@ def _reduced(image: U8, longest_px: int) -> U8:
 
 @contextlib.contextmanager
 def open_subject(
-    path: str | Path, mpp: float | tuple[float, float] | None, tissue_mask: str | Path | None = None
+    path: str | Path,
+    mpp: float | tuple[float, float] | None,
+    tissue_mask: str | Path | None = None,
+    bank: Bank | None = None,
 ) -> Iterator[Subject]:
     """Open a slide or a saved map.
 
@@ -138,14 +145,17 @@ def open_subject(
     path : slide or map
     mpp : µm per level-0 pixel, or those of x and y, where the slide does not say or is wrong
     tissue_mask : file of the user's own mask
+    bank : that predicts; one of a section knows that section's scale, and is of use for it alone
 
     Raises
     ------
     SlideError, MapError, TissueMaskError
         It cannot be used.
     SettingError
-        A scale or a mask is given for a map, whose cells have theirs.
+        A scale or a mask is given for a map, whose cells have theirs; or a scale for a section that the bank
+        knows otherwise.
     """
+    own = None if bank is None else bank.own_section
     path = Path(path)
     if is_map(path):
         if mpp is not None:
@@ -154,7 +164,37 @@ def open_subject(
         if tissue_mask is not None:
             what = f"--tissue-mask is given for map {path}, whose cells were weighed by the mask it holds"
             raise SettingError(what, "leave it out, or predict from the slide itself")
-        yield Subject(MapFile(path))
+        subject = Subject(MapFile(path))
+        _refuse_other_section(subject, bank)
+        yield subject
         return
-    with open_slide(path, mpp) as slide:
-        yield Subject(slide, None if tissue_mask is None else Path(tissue_mask))
+    given_by = BY_USER
+    if own is not None and mpp is None:
+        mpp, given_by = own.mpp, BY_BANK
+    with open_slide(path, mpp, given_by=given_by) as slide:
+        subject = Subject(slide, None if tissue_mask is None else Path(tissue_mask))
+        _refuse_other_section(subject, bank)
+        yield subject
+
+
+def _refuse_other_section(subject: Subject, bank: Bank | None) -> None:
+    """Refuse what a bank of one section does not know the places of.
+
+    Raises
+    ------
+    SlideForeignError
+        It is not the section's image.
+    SettingError
+        It is, at another scale.
+    """
+    if bank is None or bank.own_section is None:
+        return
+    own = bank.own_section
+    if subject.sha256 != own.slide_sha256:
+        raise SlideForeignError(subject.path, bank.path, bank.sections[0], subject.sha256, own.slide_sha256)
+    if any(abs(a / b - 1) > _SAME_MPP for a, b in zip(subject.mpp, own.mpp, strict=True)):
+        what = (
+            f"{subject.path} is taken to have {subject.mpp[0]:g} x {subject.mpp[1]:g} µm per pixel, "
+            f"{own.mpp[0]:g} x {own.mpp[1]:g} in bank {bank.path} of this very section"
+        )
+        raise SettingError(what, "leave --mpp out, and give the slide, not a map of another scale")

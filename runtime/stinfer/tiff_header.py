@@ -13,7 +13,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _DESCRIPTION = 256, 257, 258, 259, 262, 270
 _ORIENTATION, _SAMPLES, _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 274, 277, 282, 283, 296
-_TILE_WIDTH, _TILE_HEIGHT, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 322, 323, 338, 339
+_TILE_WIDTH, _TILE_HEIGHT, _SUB_IMAGES, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 322, 323, 330, 338, 339
 # What Pillow's reader of directories raises for damaged ones.
 _DAMAGE = (OSError, SyntaxError, ValueError, KeyError, IndexError, TypeError, OverflowError, struct.error)
 
@@ -36,6 +36,7 @@ class TiffHeader:
     resolution : x and y, pixels per unit; None where it lacks
     resolution_unit : 1 none, 2 inch, 3 cm
     description : free text; in OME-TIFF, XML
+    has_sub_images : whether it lists images that belong to it (SubIFDs), such as smaller copies
     """
 
     size: tuple[int, int]
@@ -50,6 +51,7 @@ class TiffHeader:
     resolution: tuple[float, float] | None
     resolution_unit: int
     description: str
+    has_sub_images: bool = False
 
     @property
     def is_ome(self) -> bool:
@@ -110,6 +112,7 @@ def _header(tags: ImageFileDirectory_v2) -> TiffHeader:
         description=text.encode("latin-1", "replace").decode("utf-8", "replace")
         if isinstance(text, str)
         else "",
+        has_sub_images=_SUB_IMAGES in tags,
     )
 
 

@@ -74,7 +74,9 @@ def predict_c5(model: Path, folder: Path, settings: dict[str, Any]) -> float:
     bank = build(model, folder, her2st_plan(**settings))
     s = bank.settings
     assert (s.pooling, s.metric, s.distance, s.k) == (settings["pooling"], settings["metric"], "cosine", 100)
-    made = stinfer.predict_slide(c5_image(), bank.path, out=folder / "C5.h5ad", mpp=C5_MPP, spots=C5_SPOTS)
+    made = stinfer.predict_slide(
+        c5_image(), bank.path, out=folder / "C5.h5ad", mpp=C5_MPP, spots=C5_SPOTS, genes="all"
+    )
     return score(made.path, bank)
 
 
@@ -126,12 +128,13 @@ def test_mobilenetv2_predicts_c5_from_its_map(
         out=tmp_path / "C5.h5ad",
         mpp=C5_MPP,
         spots=C5_SPOTS,
+        genes="all",
         save_map=tmp_path / "C5.map.h5",
     )
     assert score(from_slide.path, bank) >= least
 
     from_map = stinfer.predict_slide(
-        tmp_path / "C5.map.h5", bank.path, out=tmp_path / "again.h5ad", spots=C5_SPOTS
+        tmp_path / "C5.map.h5", bank.path, out=tmp_path / "again.h5ad", spots=C5_SPOTS, genes="all"
     )
     first, again = (anndata.read_h5ad(made.path) for made in (from_slide, from_map))
     np.testing.assert_array_equal(again.X, first.X)

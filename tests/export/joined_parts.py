@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -34,6 +35,8 @@ def join(embeddings, expression, codes, totals=None):
             Part(
                 name=f"S{code}",
                 patient="S",
+                image_path=Path("S.png"),
+                mpp=1.0,
                 spots=tuple(f"{row}x0" for row in rows),
                 centers_l0=np.zeros((len(rows), 2)),
                 array=np.zeros((len(rows), 2)),

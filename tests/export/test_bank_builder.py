@@ -197,18 +197,18 @@ def test_the_index_is_left_out_where_annoy_is_not_installed(data, model, tmp_pat
     summary, bank = _build(iter_sections(data), _plan(), model, tmp_path / "a.h5")
 
     assert "annoy is not installed: the bank has no index, and search in it is exact" in summary.notices
-    assert bank.annoy_index() is None
+    assert not bank.annoy_index(tmp_path / "index.ann")
     assert "annoy" not in bank.hashes
     s = bank.settings
     assert (s.annoy_trees, s.annoy_search_k, s.annoy_recall) == (0, 0, 0.0)
 
 
-def test_the_index_is_stored_with_its_parameters(board_bank):
+def test_the_index_is_stored_with_its_parameters(board_bank, tmp_path):
     pytest.importorskip("annoy")
     _, bank = board_bank
 
-    data = bank.annoy_index()
-    assert data is not None
+    assert bank.annoy_index(tmp_path / "index.ann")
+    data = (tmp_path / "index.ann").read_bytes()
     assert bank.hashes["annoy"] == hashlib.sha256(data).hexdigest()
     assert bank.settings.annoy_trees == 50
     assert bank.settings.annoy_recall >= 0.99

@@ -250,7 +250,10 @@ def test_what_is_measured_in_a_section_does_not_change_how_far_it_lies_from_the_
     totals = np.concatenate([part.totals for part in joined.parts])
     poisoned = _join(joined.embeddings, expression, joined.section_codes, totals)
 
-    clean, other = (bank_fit._supervised_folds(_as_spots(one, layout), 1.0) for one in (joined, poisoned))
+    clean, other = (
+        bank_fit._supervised_folds(_as_spots(one, layout), one.section_codes, 1.0)
+        for one in (joined, poisoned)
+    )
 
     assert [(fold.held.tolist(), fold.known.tolist()) for fold in clean] == [
         (list(range(40)), list(range(40, 65))),

@@ -7,6 +7,7 @@ import pytest
 from scipy import sparse
 from sklearn.neighbors import KNeighborsRegressor, NearestNeighbors
 
+from stinfer.coverage import Coverage
 from stinfer.sparse import Sparse
 from stinfer_export.agreement import pearson_by_gene
 from stinfer_export.calibration import Fold, calibrate, whole_folds
@@ -305,3 +306,79 @@ def test_pearson_by_hand():
 
     assert found[:2].tolist() == pytest.approx([1, -1])
     assert np.isnan(found[2:]).all()
+
+
+# Genes that not every origin measures
+
+
+@pytest.fixture(scope="module")
+def covered():
+    """Four sections of two origins, 0 0 1 1; three genes of both, and two of each alone."""
+    generator = np.random.default_rng(4)
+    codes = np.repeat([0, 1, 2, 3], [30, 25, 28, 32])
+    origin_of = np.array([0, 0, 1, 1])[codes]
+    measured = np.array([[1, 1, 1, 1, 1, 0, 0], [1, 1, 1, 0, 0, 1, 1]], dtype=bool)
+    embedding = generator.normal(size=(len(codes), 3)).astype(np.float32)
+    signal = embedding @ generator.normal(size=(3, 7))
+    dense = np.maximum(signal + 0.5 * generator.normal(size=signal.shape) + 1, 0)
+    dense = np.where(measured[origin_of], dense, 0).astype(np.float32)
+    expression = _sparse(dense)
+    covered = Sparse(expression.data, expression.indices, expression.indptr, 7, Coverage(origin_of, measured))
+    return embedding, codes, origin_of, measured, dense, covered
+
+
+# 40 is more than some sections have: all that measure a gene vote.
+@pytest.mark.parametrize(("weighting", "k"), [("uniform", 20), ("inverse", 40)])
+def test_accuracy_and_intervals_are_of_references_that_measure_a_gene(covered, weighting, k):
+    embedding, codes, origin_of, measured, dense, expression = covered
+    found = _calibrate(embedding, codes, expression, "euclidean", k, weighting)
+
+    for gene in range(7):
+        mine = measured[origin_of, gene]
+        pearson, errors, spreads = [], [], []
+        for section in range(4):
+            asked, known = mine & (codes == section), mine & (codes != section)
+            if not asked.any():
+                continue
+            n = min(k, int(known.sum()))
+            search = NearestNeighbors(n_neighbors=n, algorithm="brute").fit(embedding[known].astype(float))
+            distances, indices = search.kneighbors(embedding[asked].astype(float))
+            weights = np.ones_like(distances) if weighting == "uniform" else 1 / distances
+            weights /= weights.sum(axis=1, keepdims=True)
+            values = dense[known][indices, gene].astype(float)
+            mean = (weights * values).sum(axis=1)
+            spreads.append(np.sqrt((weights * (values - mean[:, None]) ** 2).sum(axis=1)))
+            errors.append(np.abs(dense[asked, gene] - mean))
+            pearson.append(np.corrcoef(mean, dense[asked, gene])[0, 1])
+        np.testing.assert_allclose(found.gene_pearson[gene], np.mean(pearson), atol=1e-4)
+        np.testing.assert_allclose(found.gene_pearson_sd[gene], np.std(pearson, ddof=1), atol=1e-4)
+        assert len(pearson) == (4 if gene < 3 else 2)
+        error, spread = np.concatenate(errors), np.concatenate(spreads)
+        np.testing.assert_allclose(found.interval_floor[gene], spread.mean(), rtol=1e-3)
+        ratio = np.sort(error / ((spread + spread.mean()) / 2))
+        rank = int(np.ceil(0.9 * (len(ratio) + 1))) - 1
+        np.testing.assert_allclose(found.interval_scale[gene], ratio[rank], rtol=1e-3)
+
+
+def test_a_gene_of_one_section_alone_has_no_accuracy(covered):
+    embedding, codes, *_, expression = covered
+    # Sections 0 and 1 are of origin 0, section 2 of origin 1; without section 3 none is left to predict it.
+    rows = np.flatnonzero(codes < 3)
+    found = _calibrate(embedding[rows], codes[rows], expression.rows(rows), "euclidean", 10, "softmax")
+
+    assert np.isnan(found.gene_pearson).tolist() == [False] * 5 + [True] * 2
+    assert np.isnan(found.interval_scale).tolist() == [False] * 5 + [True] * 2
+    assert np.isnan(found.interval_floor).tolist() == [False] * 5 + [True] * 2
+
+
+def test_where_all_is_measured_the_calibration_is_the_same_to_the_bit(references):
+    embedding, codes, dense = references
+    plain = _sparse(dense)
+    everything = Coverage(np.array([0, 0, 1])[codes], np.ones((2, 6), dtype=bool))
+    same = Sparse(plain.data, plain.indices, plain.indptr, 6, everything)
+
+    first = _calibrate(embedding, codes, plain, "euclidean", 5, "softmax")
+    second = _calibrate(embedding, codes, same, "euclidean", 5, "softmax")
+
+    for name in vars(first):
+        np.testing.assert_array_equal(getattr(first, name), getattr(second, name))

@@ -63,6 +63,17 @@ def test_between_spots_appearance_wins_where_neighbors_have_nothing_in_common(fo
         assert abs(half.pearson["inverse_distance"]) < 0.4
 
 
+def test_between_spots_a_bank_of_the_other_half_knows_the_colors_too(folder, tmp_path, monkeypatch, caplog):
+    for module in ("bank_fit", "evaluation.own_bank"):
+        monkeypatch.setattr(f"stinfer_export.{module}.MIN_OWN_SECTION", 24)
+    found = evaluator(folder, tmp_path).run(shared.read(folder / "data"), SPLITS[:1])
+    for half in found.folds[0].between:
+        assert half.pearson["own_bank"] > 0.5
+    assert any("bank of the other half alone" in line for line in table_lines(found))
+    # What such banks say of themselves is not said of the evaluation.
+    assert not any("place" in text for text in [*found.notices, *caplog.messages])
+
+
 def test_nothing_that_was_measured_in_the_held_out_section_reaches_the_training_side(
     folder, found, tmp_path, monkeypatch
 ):
@@ -160,6 +171,11 @@ def test_genes_are_those_of_a_list(folder, tmp_path):
     genes = GeneSet(str(tmp_path / "genes.txt"))
     found = evaluator(folder, tmp_path, genes).run(shared.read(folder / "data"), SPLITS)
     assert all(fold.genes == ("BLUE", "RED") for fold in found.folds)
+    (tmp_path / "genes.txt").write_text("NONESUCH\nRED\n")
+    found = evaluator(folder, tmp_path, genes).run(shared.read(folder / "data"), SPLITS)
+    assert all(fold.genes == ("RED",) for fold in found.folds)
+    told = "1 genes of the list are in no training section: NONESUCH"
+    assert [text for text in found.notices if told in text]
     with pytest.raises(GeneUnknownError, match="NONESUCH"):
         evaluator(folder, tmp_path, GeneSet("NONESUCH")).run(shared.read(folder / "data"), SPLITS)
 

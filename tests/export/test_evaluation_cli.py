@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,8 @@ def _load(name):
 
 
 project, sections = _load("cli_project"), _load("evaluation_sections")
+visium = _load("visium_section")
+outs = visium.outs
 _here = project.here
 
 
@@ -59,6 +62,23 @@ def test_sections_are_held_out_and_the_table_is_shown(squares):
         "cost.json", "embeddings", "evaluation.json", "evaluation.png", "genes.csv",
     ]  # fmt: skip
     assert set(json.loads(Path("found/cost.json").read_text())["sections"]) == {"A1", "A2", "B1"}
+
+
+def test_outputs_of_space_ranger_are_held_out_too(squares, outs, tmp_path):
+    """Of two that are the same the nearest reference of a spot is that very spot: the correlation is 1."""
+    other = tmp_path / "S2" / "outs"
+    shutil.copytree(outs, other)
+    image = tmp_path / "full.png"
+    project.succeed(
+        "evaluate", "visium", outs, other, "--image", image, "--image", image, "--out-dir", "found",
+        "--model", squares / "model.onnx", "--pooling", "patch", "--fov-um", "40", "--k", "1",
+        "--min-detected", "0", "--device", "cpu",
+    )  # fmt: skip
+    summary = json.loads(Path("found/evaluation.json").read_text())
+    assert [fold["name"] for fold in summary["folds"]] == ["S1", "S2"]
+    assert summary["settings"]["dataset"] == "visium"
+    stated = summary["per_gene"]["stinfer"]["pearson"]
+    assert stated["mean"] == pytest.approx(1, abs=1e-6)
 
 
 def test_results_are_not_replaced_unless_told(squares):

@@ -132,3 +132,15 @@ def test_a_half_too_small_to_be_cross_validated_is_left_out():
     places = np.stack([np.arange(12.0), np.zeros(12)], axis=1)
     spots = Spots(places, np.zeros((12, 2), dtype=np.float32), np.zeros((12, 2), dtype=np.float32))
     assert evaluate_between("S", spots, places, None, None) == []
+
+
+def test_a_bank_of_the_other_half_is_compared_where_there_is_one():
+    rng = np.random.default_rng(2)
+    places = np.stack(np.meshgrid(np.arange(8.0), np.arange(8.0)), axis=-1).reshape(-1, 2)
+    expression = rng.normal(size=(64, 2)).astype(np.float32)
+    spots = Spots(places, rng.normal(size=(64, 3)).astype(np.float32), expression)
+    # One that knows the answer, for either half.
+    found = evaluate_between("S", spots, places, None, None, lambda held: expression[held])
+    assert [half.pearson["own_bank"] for half in found] == pytest.approx([1.0, 1.0])
+    without = evaluate_between("S", spots, places, None, None, lambda _: None)
+    assert "own_bank" not in without[0].pearson

@@ -39,6 +39,7 @@ def test_the_commands_are_those_that_are_documented():
         "bank anndata",
         "evaluate",
         "evaluate her2st",
+        "evaluate visium",
         "evaluate bank",
         "fetch",
         "fetch weights",
@@ -138,6 +139,10 @@ KNOWN_ERRORS = {
     "bank anndata": (
         ["bank", "anndata", "no.h5ad", "--image", "i.png", "--model", "m.onnx", "--out", "b.h5"],
         "data set no.h5ad: there is no such file",
+    ),
+    "evaluate visium": (
+        ["evaluate", "visium", "nowhere", "--image", "i.png", "--model", "m.onnx", "--out-dir", "e"],
+        "data set nowhere: there is no such folder",
     ),
     "evaluate her2st": (
         ["evaluate", "her2st", "nowhere", "--model", "m.onnx", "--out-dir", "e"],

@@ -293,6 +293,7 @@ def test_a_section_predicts_itself(image, tissue_section, cell_model, tmp_path):
         mpp=UM_PER_PX,
         spots=tmp_path / "spots.csv",
         k=1,
+        genes="all",
         device="cpu",
     )
 

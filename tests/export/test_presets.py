@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import anndata
@@ -256,6 +257,7 @@ def test_a_bank_of_two_sections_finds_its_own_places_again(folder, tmp_path, pre
         mpp=UM_PER_PX,
         spots=tmp_path / "s.csv",
         k=1,
+        genes="all",
         device="cpu",
     )
 
@@ -320,6 +322,23 @@ def test_sections_are_brought_to_the_middle_of_their_stains(folder, tmp_path):
     assert spread["macenko"] < 0.15
 
 
+def test_normalization_is_kept_where_sections_of_other_stains_predict_each_other_better(folder, tmp_path):
+    """The same tissue in two stains: after normalization alone is a place nearest to the same place."""
+    bank = _build(folder, ["net"], _plan(stain="auto"), tmp_path / "a.h5", ("A1", "B3"))
+    assert bank.settings.stain == "macenko"
+    plain = _build(folder, ["net"], _plan(stain="none"), tmp_path / "b.h5", ("A1", "B3"))
+    kept = _build(folder, ["net"], _plan(stain="macenko"), tmp_path / "c.h5", ("A1", "B3"))
+    means = [np.nanmean(one.gene_columns["cv_pearson"]) for one in (plain, kept)]
+    assert means[1] > means[0] + 0.005
+    assert bank.hashes == kept.hashes
+
+    twice = [*_of(folder, "A1"), replace(*_of(folder, "A1"), name="A9")]
+    build_bank(twice, _plan(stain="auto"), [folder / "net.onnx"], tmp_path / "d.h5", device="cpu")
+    assert Bank.open(tmp_path / "d.h5").settings.stain == "none"
+    with pytest.raises(SettingError, match="--stain auto chooses by predicting sections from the others"):
+        _build(folder, ["net"], _plan(stain="auto"), tmp_path / "e.h5", ("A1",))
+
+
 @pytest.mark.parametrize(("stain", "found"), [("macenko", 36), ("none", None)])
 def test_a_slide_of_another_laboratory_is_read_in_the_stains_of_the_bank(folder, tmp_path, stain, found):
     bank = _build(
@@ -335,6 +354,7 @@ def test_a_slide_of_another_laboratory_is_read_in_the_stains_of_the_bank(folder,
         mpp=UM_PER_PX,
         spots=tmp_path / "s.csv",
         k=1,
+        genes="all",
         device="cpu",
     )
 

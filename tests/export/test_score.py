@@ -13,6 +13,7 @@ import pytest
 from scipy import sparse
 
 from stinfer.bank import Bank
+from stinfer.coverage import Coverage
 from stinfer.errors import SettingError
 from stinfer.pipeline import predict_slide
 from stinfer.sparse import Sparse
@@ -91,6 +92,24 @@ def test_a_gene_must_be_detected_in_more_than_the_given_part(bank):
     assert variable_genes(bank.expression, 250, 0.5).tolist() == [2, 3, 0]
     assert variable_genes(bank.expression, 250, 0.75).tolist() == [2, 0]
     assert variable_genes(bank.expression, 250, 1.0).tolist() == []
+
+
+def test_genes_are_chosen_by_the_spots_that_measure_them():
+    # Two spots of each of two origins. A varies between 0 and 4 in both (variance 4), B between 2 and 8 in
+    # the one that measures it (variance 9; with zeros for the others it would be 11), C is 6 in the other:
+    # with zeros it would vary most of all but B, and be detected in half.
+    dense = np.array([[0, 2, 0], [4, 8, 0], [0, 0, 6], [4, 0, 6]], dtype=np.float32)
+    rows, columns = np.nonzero(dense)
+    indptr = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=4))])
+    measured = np.array([[True, True, False], [True, False, True]])
+    coverage = Coverage(np.array([0, 0, 1, 1]), measured)
+    expression = Sparse(dense[rows, columns], columns.astype(np.int32), indptr, 3, coverage)
+
+    assert variable_genes(expression, 250, 0.0).tolist() == [1, 0, 2]
+    # A is detected in half of the spots, B and C in all that measure them.
+    assert variable_genes(expression, 250, 0.5).tolist() == [1, 2]
+    unknown_is_0 = Sparse(expression.data, expression.indices, indptr, 3)
+    assert variable_genes(unknown_is_0, 250, 0.0).tolist() == [1, 2, 0]
 
 
 @pytest.mark.parametrize("min_detected", [0.1, 0.3, 0.6])

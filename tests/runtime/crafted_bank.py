@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import h5py
@@ -62,3 +63,30 @@ def _plain(values: object) -> object:
     if isinstance(values, list):
         return [_plain(value) for value in values]
     return values.decode() if isinstance(values, bytes) else values
+
+
+def craft_own_section(path: Path, slide: Path, weight: float, **changed: object) -> None:
+    """Make the bank of the board one of its own section: `slide`, drawn at 5 µm per pixel."""
+    own = {
+        "slide_sha256": hashlib.sha256(slide.read_bytes()).hexdigest(),
+        "mpp_x_um": 5.0,
+        "mpp_y_um": 5.0,
+        "place_weight": 0.25,
+        "weight_per_um": weight,
+        **changed,
+    }
+    with h5py.File(path, "r+") as file:
+        uns = file["uns/stinfer"]
+        # The section of the bank was drawn at 10 µm per pixel.
+        places = file["obsm/spatial"][...] * 10.0 * weight
+        joined = np.concatenate([file["obsm/embedding"][...], places], axis=1, dtype=np.float32)
+        marks = dict(file["obsm/embedding"].attrs)
+        del file["obsm/embedding"]
+        file["obsm/embedding"] = joined
+        file["obsm/embedding"].attrs.update(marks)
+        h5ad.write_mapping(uns, "own_section", own)
+        _rehash(uns, "own_section", hash_json(own))
+        _rehash(uns, "embedding", hash_arrays(joined))
+        # It was of the embeddings alone.
+        del uns["annoy"], uns["hashes"]["annoy"]
+    craft(path, annoy_trees=0, annoy_search_k=0)

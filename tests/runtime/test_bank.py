@@ -110,7 +110,7 @@ def test_another_hdf5_file_is_no_bank(copy: Path) -> None:
         Bank.open(copy)
 
 
-@pytest.mark.parametrize(("version", "remedy"), [(4, "install a newer stinfer"), (0, "build it again")])
+@pytest.mark.parametrize(("version", "remedy"), [(5, "install a newer stinfer"), (0, "build it again")])
 def test_another_version_is_refused(copy: Path, version: int, remedy: str) -> None:
     with h5py.File(copy, "r+") as file:
         file["uns/stinfer/format_version"][...] = version

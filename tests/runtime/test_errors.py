@@ -4,6 +4,7 @@ import ast
 import builtins
 import inspect
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ EXAMPLES = [
     errors.SlideTooLargeError(PATH, 60_000, 50_000, 500_000_000),
     errors.ScaleUnknownError(PATH),
     errors.ScaleImpossibleError("file.svs", (352.8, 352.8), 0.05, 20.0),
+    errors.SlideForeignError(PATH, Path("bank.h5"), "C5", "0" * 64, "1" * 64),
     errors.NoTissueError(PATH, "nothing is stained"),
     errors.TissueMaskError(PATH, "it is empty"),
     errors.SpotsFormatError(PATH, "it is empty"),
@@ -132,6 +134,12 @@ def test_messages_by_hand():
     assert "gives 0.01 x 0.5 µm per pixel" in other.what
     assert "--mpp" in other.fix
     assert found[errors.ExtraMissingError].fix == "pip install 'stinfer[annoy]'"
+
+
+def test_the_remedy_of_a_missing_package_in_a_bundle_is_no_pip(monkeypatch):
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    error = errors.ExtraMissingError("cryptography", "sign", "signing a bank")
+    assert error.fix == "use a bundle that was made with cryptography"
 
 
 def test_the_remedy_of_a_version_depends_on_which_is_newer():

@@ -211,4 +211,4 @@ def test_an_index_that_changes_after_the_bank_was_opened_is_refused(tmp_path: Pa
     bank = Bank.open(copy)
     flip(copy, bytes_of(copy, "uns/stinfer/annoy")[0])
     with pytest.raises(BankAlteredError, match="its Annoy index was altered"):
-        bank.annoy_index()
+        bank.annoy_index(tmp_path / "index.ann")

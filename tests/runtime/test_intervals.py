@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -11,7 +12,8 @@ import pytest
 import stinfer
 from stinfer.bank import Bank
 from stinfer.errors import SettingError
-from stinfer.genes import select_genes
+from stinfer.genes import notice_doubtful, select_genes
+from stinfer.open_bank import OpenBank
 from stinfer.predict import interval_half_width, spread_from_neighbors
 from stinfer.record import Notices
 
@@ -25,8 +27,9 @@ def test_the_spread_of_neighbors_by_hand() -> None:
     weights = np.array([[0.5, 0.5], [0.75, 0.25]], dtype=np.float32)
     mean = np.array([[2, 2], [6, 2]], dtype=np.float32)
     # Of 1 and 3 alike: 1; of 7 and, a quarter, 3: the root of 0.75 * 1 + 0.25 * 9.
-    found = spread_from_neighbors(weights, indices, expression, mean)
-    np.testing.assert_allclose(found, [[1, 0], [np.sqrt(3), 0]], rtol=1e-5, atol=1e-6)
+    for middle in ([0, 0], [11 / 3, 2]):  # about which it is computed makes no difference
+        found = spread_from_neighbors(weights, indices, expression, mean, np.array(middle, dtype=np.float32))
+        np.testing.assert_allclose(found, [[1, 0], [np.sqrt(3), 0]], rtol=1e-5, atol=1e-6)
 
 
 def test_half_of_a_width_goes_with_the_neighbors_and_half_is_the_genes_own() -> None:
@@ -75,13 +78,65 @@ def test_a_bank_of_before_there_were_intervals_is_refused(tmp_path: Path, name: 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_predictable_genes_are_those_of_a_correlation_of_a_fifth() -> None:
+MEANING = "(cross-validated correlation of at least 0.2)"
+
+
+@pytest.mark.parametrize("request_", ["predictable", None], ids=["asked", "default"])
+def test_predictable_genes_are_those_of_a_correlation_of_a_fifth(request_: str | None) -> None:
     genes, notices = ("A", "B", "C", "D"), Notices()
     accuracy = np.array([0.2, np.nan, 0.19, 0.7])
-    assert select_genes("predictable", genes, None, notices, accuracy).tolist() == [0, 3]
-    assert notices.texts == [
-        "2 genes are predicted, those with a cross-validated correlation of at least 0.2"
-    ]
+    assert select_genes(request_, genes, None, notices, accuracy).tolist() == [0, 3]
+    assert notices.texts == [f"2 of 4 genes are predicted, those that are predictable {MEANING}"]
+
+
+@pytest.mark.parametrize(
+    ("request_", "accuracy"),
+    [("all", [0.2, 0.1]), (None, [0.1, np.nan]), (None, None)],
+    ids=["all", "default, none predictable", "default, unknown"],
+)
+def test_where_all_genes_are_predicted_it_is_said_how_many_are_predictable(
+    request_: str | None, accuracy: list[float] | None
+) -> None:
+    notices, known = Notices(), None if accuracy is None else np.asarray(accuracy)
+    assert select_genes(request_, ("A", "B"), None, notices, known).tolist() == [0, 1]
+    n_predictable = 1 if request_ == "all" else 0
+    assert notices.texts == [f"all 2 genes are predicted, of which {n_predictable} are predictable {MEANING}"]
+
+
+def test_nothing_is_said_where_every_gene_is_predictable() -> None:
+    notices = Notices()
+    assert select_genes(None, ("A", "B"), None, notices, np.array([0.2, 0.9])).tolist() == [0, 1]
+    assert notices.texts == []
+
+
+def test_genes_that_are_named_and_not_predictable_are_told() -> None:
+    notices = Notices()
+    notice_doubtful([2, 0, 1, 2], ("A", "B", "C"), np.array([0.2, np.nan, 0.123]), notices)
+    assert notices.texts == [f"2 of the 3 genes named are not predictable {MEANING}: B (unknown), C (0.12)"]
+
+
+def test_of_many_doubtful_genes_five_are_shown() -> None:
+    notices = Notices()
+    notice_doubtful(range(7), tuple("ABCDEFG"), None, notices)
+    (text,) = notices.texts
+    assert text.endswith("A (unknown), B (unknown), C (unknown), D (unknown), E (unknown), …")
+
+
+def test_a_named_gene_that_is_not_predictable_is_told_in_the_record(tmp_path: Path) -> None:
+    """The board's genes are predictable; of a bank where the second is not."""
+    bank = OpenBank(BANK, device="cpu", threads=None, search="exact")
+    gene, others = bank.bank.genes[1], [name for i, name in enumerate(bank.bank.genes) if i != 1]
+    accuracy = np.full(len(bank.bank.genes), 0.9, dtype=np.float32)
+    accuracy[1] = 0.05
+    bank.bank = replace(bank.bank, gene_columns={**bank.bank.gene_columns, "cv_pearson": accuracy})
+    told = f"1 of the 1 genes named are not predictable {MEANING}: {gene} (0.05)"
+    named = stinfer.predict_slide(BOARD, bank, out=tmp_path / "named.h5ad", mpp=5.0, genes=[gene])
+    assert told in named.notices
+    drawn = stinfer.predict_slide(BOARD, bank, out=tmp_path / "drawn.h5ad", mpp=5.0, png=[gene])
+    assert told in drawn.notices
+    with h5py.File(tmp_path / "drawn.h5ad") as file:
+        assert file["var/_index"].asstr()[:].tolist() == others
+        assert told in file["uns/stinfer/notices"].asstr()[:].tolist()
 
 
 @pytest.mark.parametrize("accuracy", [None, np.array([np.nan, 0.1])], ids=["unknown", "low"])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from stinfer import neighbors
 from stinfer.errors import ExtraMissingError, SettingError
 from stinfer.neighbors import AnnoySearch, ExactSearch, choose_search, prepare, recall
+from stinfer.stored_array import StoredArray
 
 
 def f32(values):
@@ -106,11 +108,13 @@ def test_blocks_of_queries_change_nothing(monkeypatch):
     groups, excluded = np.arange(90) % 5, np.arange(25) % 5
     search = ExactSearch(references, "euclidean")
     whole = search.query(queries, 4, excluded=excluded, groups=groups)
-    monkeypatch.setattr(neighbors, "_BLOCK", 90 * 4)  # four queries at a time
+    monkeypatch.setattr(neighbors, "_QUERIES", 4)
+    monkeypatch.setattr(neighbors, "_REFERENCES", 40)
     parts = search.query(queries, 4, excluded=excluded, groups=groups)
     assert np.array_equal(whole[1], parts[1])
     assert np.array_equal(whole[0], parts[0])
-    monkeypatch.setattr(neighbors, "_BLOCK", 1)  # fewer than the references: one query at a time
+    monkeypatch.setattr(neighbors, "_QUERIES", 1)
+    monkeypatch.setattr(neighbors, "_REFERENCES", 1)
     assert np.array_equal(whole[1], search.query(queries, 4, excluded=excluded, groups=groups)[1])
 
 
@@ -140,21 +144,22 @@ def test_recall_by_hand():
 # --- annoy ----------------------------------------------------------------------------------------
 
 
-def annoy_bytes(tmp_path, references, distance, trees=20, seed=1):
+def annoy_file(tmp_path, references, distance, trees=20, seed=1):
     annoy = pytest.importorskip("annoy")
     index = annoy.AnnoyIndex(references.shape[1], neighbors.ANNOY_METRIC[distance])
     index.set_seed(seed)
     for i, vector in enumerate(prepare(references, distance)):
         index.add_item(i, vector)
     index.build(trees, n_jobs=1)
-    index.save(str(tmp_path / "index.ann"))
-    return (tmp_path / "index.ann").read_bytes()
+    path = tmp_path / f"{len(list(tmp_path.iterdir()))}.ann"
+    index.save(str(path))
+    return path
 
 
 @pytest.mark.parametrize("distance", ["cosine", "euclidean"])
 def test_annoy_gives_the_distances_of_the_exact_search(tmp_path, distance):
     references, queries = cloud(1500, 16, 7), cloud(60, 16, 8)
-    index = annoy_bytes(tmp_path, references, distance)
+    index = annoy_file(tmp_path, references, distance)
     distances, indices = AnnoySearch(index, references, distance, 1500).query(queries, 10)
     true, true_indices = ExactSearch(references, distance).query(queries, 10)
     agree = indices == true_indices
@@ -169,7 +174,7 @@ def test_annoy_gives_the_distances_of_the_exact_search(tmp_path, distance):
 
 def test_annoy_inspecting_everything_is_exact(tmp_path):
     references, queries = cloud(300, 8, 9), cloud(30, 8, 10)
-    index = annoy_bytes(tmp_path, references, "cosine")
+    index = annoy_file(tmp_path, references, "cosine")
     found = AnnoySearch(index, references, "cosine", 20 * 300).query(queries, 5)
     true = ExactSearch(references, "cosine").query(queries, 5)
     assert np.array_equal(found[1], true[1])
@@ -178,8 +183,8 @@ def test_annoy_inspecting_everything_is_exact(tmp_path):
 
 def test_annoy_is_deterministic(tmp_path):
     references, queries = cloud(500, 8, 11), cloud(20, 8, 12)
-    first, second = (annoy_bytes(tmp_path, references, "euclidean") for _ in range(2))
-    assert first == second
+    first, second = (annoy_file(tmp_path, references, "euclidean") for _ in range(2))
+    assert first.read_bytes() == second.read_bytes()
     answers = [AnnoySearch(index, references, "euclidean", 50).query(queries, 5) for index in (first, second)]
     assert np.array_equal(answers[0][1], answers[1][1])
 
@@ -187,14 +192,14 @@ def test_annoy_is_deterministic(tmp_path):
 def test_annoy_always_gives_k_neighbors(tmp_path):
     # Ten trees propose the same references again and again: of 250 inspected, fewer differ.
     references = cloud(300, 8, 13)
-    index = annoy_bytes(tmp_path, references, "euclidean", trees=10)
+    index = annoy_file(tmp_path, references, "euclidean", trees=10)
     _, indices = AnnoySearch(index, references, "euclidean", 1).query(cloud(5, 8, 14), 250)
     assert [len(set(row)) for row in indices.tolist()] == [250] * 5
 
 
 def test_an_index_of_other_references_is_noticed(tmp_path):
     references = cloud(60, 8, 15)
-    index = annoy_bytes(tmp_path, references, "cosine")
+    index = annoy_file(tmp_path, references, "cosine")
     assert AnnoySearch(index, references, "cosine", 100).holds_references()
     changed = references.copy()
     changed[59, 7] += 1e-3
@@ -206,9 +211,38 @@ def test_an_index_of_other_references_is_noticed(tmp_path):
 def test_annoy_missing_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "annoy", None)
     with pytest.raises(ExtraMissingError) as caught:
-        AnnoySearch(b"", cloud(3, 2, 0), "cosine", 1)
+        AnnoySearch(Path("index.ann"), cloud(3, 2, 0), "cosine", 1)
     assert "annoy" in caught.value.what
     assert caught.value.fix == "pip install 'stinfer[annoy]'"
+
+
+# --- references that stay in their file --------------------------------------------------------------
+
+
+def stored(tmp_path, values):
+    path = tmp_path / "references.bin"
+    path.write_bytes(b"head" + values.tobytes())
+    return StoredArray(path, 4, values.dtype, values.shape)
+
+
+@pytest.mark.parametrize("distance", ["cosine", "euclidean"])
+def test_references_in_a_file_are_searched_as_those_in_memory(tmp_path, distance, monkeypatch):
+    monkeypatch.setattr(neighbors, "_REFERENCES", 64)
+    references, queries = cloud(1000, 12, 16, offset=3.0), cloud(30, 12, 17, offset=3.0)
+    held = ExactSearch(references, distance).query(queries, 20)
+    found = ExactSearch(stored(tmp_path, references), distance).query(queries, 20)
+    assert np.array_equal(found[1], held[1])
+    assert np.array_equal(found[0], held[0])
+
+
+def test_the_nearest_are_kept_block_by_block():
+    nearest = neighbors.Nearest(2, 3)
+    nearest.add(f32([[5, 1, 4, 2], [0, 0, 0, 0]]), 0)
+    nearest.add(f32([[3, -4, 9, 0], [0, -1, 0, 7]]), 4)
+    assert sorted(nearest.indices[0].tolist()) == [0, 2, 6]  # 5, 4 and 9
+    # What equals the third does not displace it: 7, and two of the four zeros that came first.
+    assert sorted(nearest.indices[1].tolist())[2] == 7
+    assert sorted(nearest.indices[1].tolist())[1] < 4
 
 
 # --- choice ---------------------------------------------------------------------------------------
@@ -221,7 +255,7 @@ def bank(n_refs=10, recall_=1.0, index=None):
         n_refs=n_refs,
         embedding=cloud(10, 4, 16),
         path="bank.h5",
-        annoy_index=lambda: index,
+        annoy_index=lambda target: index is not None and bool(target.write_bytes(index.read_bytes())),
     )
 
 
@@ -236,7 +270,7 @@ def bank(n_refs=10, recall_=1.0, index=None):
     ],
 )
 def test_choice_of_search(tmp_path, choice, n_refs, recall_, expected):
-    index = annoy_bytes(tmp_path, cloud(10, 4, 16), "cosine")
+    index = annoy_file(tmp_path, cloud(10, 4, 16), "cosine")
     assert choose_search(choice, bank(n_refs, recall_, index)).name == expected
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -185,3 +187,33 @@ def test_an_ome_tiff_without_scale(tmp_path, tifffile):
     tifffile.imwrite(path, NOISE, photometric="rgb", metadata={"axes": "YXS"})
     with pytest.raises(ScaleUnknownError):
         open_slide(path)
+
+
+@pytest.fixture
+def plain_pyramid(tmp_path, tifffile):
+    """A plain tiled TIFF whose smaller copies are sub-images of the first, as vips --subifd writes them."""
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path) as file:
+        common = {"photometric": "rgb", "tile": (64, 64), "metadata": None}
+        scale = {"resolution": (20_000, 20_000), "resolutionunit": "CENTIMETER"}
+        file.write(np.full((512, 768, 3), 120, dtype=np.uint8), subifds=2, **common, **scale)
+        for step in (1, 2):
+            copy = np.full((512 >> step, 768 >> step, 3), 120 + 5 * step, dtype=np.uint8)
+            file.write(copy, subfiletype=1, **common)
+    return path
+
+
+def test_smaller_copies_in_sub_images_of_a_plain_tiff(plain_pyramid):
+    with open_slide(plain_pyramid) as slide:
+        assert (slide.mpp, slide.reader) == ((0.5, 0.5), "tifffile")
+        for step, grey in ((1, 120), (2, 125), (3, 125), (4, 130)):
+            found = slide.read((128.0, 128.0), (32.0 * step, 32.0 * step), (32, 32))
+            assert np.unique(found).tolist() == [grey]
+
+
+def test_without_the_extra_a_plain_tiff_is_read_without_them_and_that_is_said(plain_pyramid, monkeypatch):
+    monkeypatch.setitem(sys.modules, "imagecodecs", None)
+    with open_slide(plain_pyramid) as slide:
+        assert (slide.mpp, slide.reader) == ((0.5, 0.5), "openslide")
+        assert np.unique(slide.read((128.0, 128.0), (128.0, 128.0), (32, 32))).tolist() == [120]
+        assert [remark for remark in slide.remarks if "smaller copies are not used" in remark]

@@ -15,7 +15,7 @@ from stinfer.contract import F64, AnyArray, Bool
 from stinfer.errors import ExtraMissingError, first_line
 from stinfer_export.datasets.counts import Counts
 from stinfer_export.datasets.feature_matrix import GENE_EXPRESSION, FeatureMatrix, take_genes
-from stinfer_export.datasets.section import Section
+from stinfer_export.datasets.section import Platform, Section
 from stinfer_export.datasets.visium_image import settle_image
 from stinfer_export.datasets.visium_scale import ScaleFactors, fit_mpp, scalefactors_from
 from stinfer_export.errors import DatasetError
@@ -64,6 +64,11 @@ class AnnDataSection:
             cause = f"it is cut short, damaged or no AnnData file ({first_line(error)})"
             raise DatasetError(path, cause, "copy it again from its source") from error
         self.scale: ScaleFactors = _read_scale(path, self._data)
+
+    @property
+    def platform(self) -> Platform:
+        """What measured it."""
+        return Platform(NAME, self.scale.pitch_um, self.scale.spot_diameter_um)
 
     def read_section(self, image: Path) -> Section:
         """Return its spots on tissue, with raw counts.

@@ -25,12 +25,13 @@ import numpy as np
 
 from stinfer.contract import F64, I64, MPP_MAX_UM, MPP_MIN_UM
 from stinfer_export.datasets.counts import Counts
-from stinfer_export.datasets.section import Section
+from stinfer_export.datasets.section import Platform, Section
 from stinfer_export.errors import DatasetError
 
 NAME = "her2st"
 PITCH_UM = 200.0
 SPOT_DIAMETER_UM = 100.0
+PLATFORM = Platform(NAME, PITCH_UM, SPOT_DIAMETER_UM)
 
 _IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 _COLUMNS = ("x", "y", "new_x", "new_y", "pixel_x", "pixel_y")

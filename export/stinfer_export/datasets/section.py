@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from stinfer.contract import F64
 from stinfer_export.datasets.counts import Counts
@@ -11,6 +12,20 @@ from stinfer_export.datasets.counts import Counts
 # A spot of Visium, 55 µm wide, is then two pixels wide: of a coarser image not even its color can be told
 # from its neighbors'.
 COARSEST_MPP_UM = 27.5
+
+
+class Platform(NamedTuple):
+    """What measured the sections of a data set.
+
+    Parameters
+    ----------
+    dataset : its name
+    pitch_um, spot_diameter_um : of its spots
+    """
+
+    dataset: str
+    pitch_um: float
+    spot_diameter_um: float
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,12 @@ import numpy as np
 from stinfer.contract import I64
 from stinfer.errors import SettingError
 from stinfer_export.datasets.feature_matrix import FeatureMatrix, take_genes
-from stinfer_export.datasets.section import Section
+from stinfer_export.datasets.section import Platform, Section
 from stinfer_export.datasets.tenx_h5 import read_tenx_h5
 from stinfer_export.datasets.tenx_mtx import mtx_shape, read_tenx_mtx
 from stinfer_export.datasets.visium_image import settle_image
 from stinfer_export.datasets.visium_positions import Positions, find_positions, read_positions
-from stinfer_export.datasets.visium_scale import ScaleFactors, fit_mpp, read_scalefactors
+from stinfer_export.datasets.visium_scale import fit_mpp, read_scalefactors
 from stinfer_export.errors import DatasetError
 
 NAME = "visium"
@@ -41,8 +41,8 @@ _SMALLEST_OVERLAP = 0.5
 _LAYOUT_FIX = "give the folder outs of Space Ranger (of Visium HD: outs/binned_outputs/square_008um)"
 
 
-def read_platform(outs: Sequence[Path]) -> ScaleFactors:
-    """Return the scale factors of the first output; all must be of spots, or of bins of one size.
+def read_platform(outs: Sequence[Path]) -> Platform:
+    """Return what measured the outputs; all must be of spots, or of bins of one size.
 
     Raises
     ------
@@ -63,7 +63,7 @@ def read_platform(outs: Sequence[Path]) -> ScaleFactors:
                 f"least {SMALLEST_BIN_UM:g} µm"
             )
             raise DatasetError(scale.path, cause, "give square_008um or square_016um of the same section")
-    return found[0]
+    return Platform(NAME, found[0].pitch_um, found[0].spot_diameter_um)
 
 
 def iter_sections(outs: Sequence[Path], images: Sequence[Path]) -> Iterator[Section]:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 
-from stinfer.contract import F32, F64, I64
+from stinfer.contract import F32, F64, I64, Bool
 from stinfer_export.agreement import pearson_by_gene
+from stinfer_export.calibration import whole_folds
 from stinfer_export.datasets.section import Section
 from stinfer_export.evaluation.interpolation import (
     IDW_POWERS,
-    NEIGHBORS_TRIED,
-    PLACE_WEIGHTS,
     Method,
     Spots,
     alternate,
@@ -22,9 +22,11 @@ from stinfer_export.evaluation.interpolation import (
     inverse_distance,
     joint_neighbors,
 )
+from stinfer_export.joint_distance import NEIGHBORS_TRIED, PLACE_WEIGHTS, choose_joint, fifths
 
 BASELINE = "inverse_distance"
 BETWEEN_METHODS = {
+    "own_bank": "bank of the other half alone",
     "joint": "appearance and place",
     "joint_dense": "appearance and place, mean of 7 places inside the spot",
     "appearance": "appearance alone",
@@ -86,7 +88,12 @@ def places_inside(section: Section, spot_diameter_um: float) -> Section:
 
 
 def evaluate_between(
-    name: str, spots: Spots, array: F64, dense: Spots | None, spot_of: I64 | None
+    name: str,
+    spots: Spots,
+    array: F64,
+    dense: Spots | None,
+    spot_of: I64 | None,
+    own_bank: Callable[[Bool], F32 | None] | None = None,
 ) -> list[BetweenResult]:
     """Hold out either half of a section's spots.
 
@@ -97,8 +104,9 @@ def evaluate_between(
     name : of the section
     spots : its spots; the embedding is after a metric that was fitted without them
     array : (n, 2), column and row on the array
-    dense : places inside the spots, in units of the pitch as `spots`; None to leave them out
+    dense : places inside the spots; None to leave them out
     spot_of : (n_places,), the spot of each of them
+    own_bank : predicts the spots that are held out from a bank of the others; see `OwnBank.predict`
 
     Returns
     -------
@@ -111,6 +119,9 @@ def evaluate_between(
         if len(known.places) < MIN_KEPT or not len(asked.places):
             continue
         predicted, joint = _predict(known, asked)
+        found = None if own_bank is None else own_bank(held)
+        if found is not None:
+            predicted["own_bank"] = found
         if dense is not None and spot_of is not None:
             inside = held[spot_of]
             predicted["joint_dense"] = _averaged(joint(known, dense[inside]), spot_of[inside])
@@ -125,19 +136,21 @@ def evaluate_between(
 def _predict(known: Spots, asked: Spots) -> tuple[dict[str, F32], Method]:
     """Return every method's prediction, and the joint method that was chosen."""
     by_place = [partial(inverse_distance, k=k, power=power) for k in NEIGHBORS_TRIED for power in IDW_POWERS]
-    joint = [
-        partial(joint_neighbors, k=k, place_weight=weight)
-        for weight in PLACE_WEIGHTS
-        for k in NEIGHBORS_TRIED
-    ]
-    appearance = joint[: len(NEIGHBORS_TRIED)]
+    folds = whole_folds(known.embedding, fifths(len(known.places)))
+    joint, appearance = (
+        partial(
+            joint_neighbors,
+            joint=choose_joint(folds, known.places, known.expression, place_weights=weights),
+        )
+        for weights in (PLACE_WEIGHTS, (0.0,))
+    )
     chosen: dict[str, Method] = {
-        "joint": choose(known, joint),
-        "appearance": choose(known, appearance),
+        "joint": joint,
+        "appearance": appearance,
         BASELINE: choose(known, by_place),
         "bicubic": bicubic,
     }
-    return {name: method(known, asked) for name, method in chosen.items()}, chosen["joint"]
+    return {name: method(known, asked) for name, method in chosen.items()}, joint
 
 
 def _averaged(values: F32, spot_of: I64) -> F32:

@@ -11,12 +11,11 @@ from stinfer.contract import F32, F64, Bool
 from stinfer.neighbors import ExactSearch
 from stinfer.predict import expression_from_neighbors, neighbor_weights
 from stinfer_export.agreement import pearson_by_gene
+from stinfer_export.calibration import Fold
+from stinfer_export.joint_distance import Joint, fifths, predict_joint
 
-# Tried by cross-validation, for every method alike.
-NEIGHBORS_TRIED = (4, 8, 16, 32, 64)
+# Tried by cross-validation; as many neighbors as with appearance.
 IDW_POWERS = (1.0, 2.0, 3.0)
-# Of the place against the appearance, both scaled to the same spread; 0 leaves the place out.
-PLACE_WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 # Predicts the spots asked for from those that are known: (known places, their expression, asked places).
 Method = Callable[["Spots", "Spots"], F32]
@@ -28,7 +27,7 @@ class Spots:
 
     Parameters
     ----------
-    places : (n, 2), in units of the pitch
+    places : (n, 2), µm
     embedding : (n, dim), after a metric that was fitted without this section's expression
     expression : (n, n_genes), log1p CP10K
     """
@@ -84,31 +83,18 @@ def bicubic(known: Spots, asked: Spots) -> F32:
     return np.asarray(np.where(np.isfinite(found), found, nearest), dtype=np.float32)
 
 
-def joint_neighbors(known: Spots, asked: Spots, k: int, place_weight: float) -> F32:
-    """Average the k nearest spots by appearance and place together.
-
-    The squared distance is that of the embeddings, over their mean squared spread, plus `place_weight`
-    times that of the places, over theirs. Weights are a softmax, as of a bank.
+def joint_neighbors(known: Spots, asked: Spots, joint: Joint) -> F32:
+    """Average the nearest spots by appearance and place together, as a bank of its own section does.
 
     Parameters
     ----------
     known, asked : spots
-    k : neighbors
-    place_weight : 0 leaves the place out
+    joint : how
     """
-    scale = np.sqrt(max(known.embedding.var(axis=0, dtype=np.float64).sum(), 1e-12))
-    spread = np.sqrt(max(known.places.var(axis=0).sum(), 1e-12))
-    joint = [
-        np.concatenate([s.embedding / scale, s.places * (np.sqrt(place_weight) / spread)], axis=1)
-        for s in (known, asked)
-    ]
-    k = min(k, len(known.places))
-    search = ExactSearch(joint[0].astype(np.float32), "euclidean")
-    distances, indices = search.query(joint[1].astype(np.float32), k)
-    temperature = max(float(np.median(distances[:, -1] - distances[:, 0])) / 2, 1e-6)
-    return expression_from_neighbors(
-        neighbor_weights(distances, "softmax", temperature), indices, known.expression
-    )
+    n_known = len(known.places)
+    held = np.arange(n_known, n_known + len(asked.places))
+    fold = Fold(held, np.arange(n_known), asked.embedding, known.embedding)
+    return predict_joint(fold, np.concatenate([known.places, asked.places]), known.expression, joint)
 
 
 def choose(known: Spots, methods: Sequence[Method]) -> Method:
@@ -123,11 +109,11 @@ def choose(known: Spots, methods: Sequence[Method]) -> Method:
     -------
     that of the largest mean of Pearson's correlation over genes
     """
-    fold = np.random.default_rng(0).permutation(len(known.places)) % 5
+    fold = fifths(len(known.places))
     scores = []
     for method in methods:
         predicted = np.empty_like(known.expression)
-        for i in range(5):
+        for i in np.unique(fold):
             predicted[fold == i] = method(known[fold != i], known[fold == i])
         scores.append(float(np.nan_to_num(pearson_by_gene(predicted, known.expression)).mean()))
     return methods[int(np.argmax(scores))]

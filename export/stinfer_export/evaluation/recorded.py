@@ -40,7 +40,8 @@ def recorded_lines(bank: Bank, n_genes: int, min_detected: float) -> Iterator[st
     yield f"{bank.path}: {'+'.join(bank.settings.backbones)}, {len(set(bank.sections))} sections"
     yield f"mean gene-wise Pearson {found.mean():.3f} (quartiles {low:.3f}, {middle:.3f}, {high:.3f})"
     yield f"of {len(genes)} genes, as the bank recorded it when it was built: {scheme}"
+    left_out = "spots" if bank.own_section is not None else "section"
     yield (
-        "The metric was fitted without the section left out; k, temperature and these genes were chosen with "
-        "it, so it is a little too good. stinfer-export evaluate her2st DIR chooses everything without it."
+        f"The metric was fitted without the {left_out} left out; k, temperature and these genes were chosen "
+        "with all, so it is a little too good. stinfer-export evaluate her2st DIR chooses without it."
     )

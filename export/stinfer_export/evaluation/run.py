@@ -13,19 +13,20 @@ from stinfer.contract import F32, I64
 from stinfer.embed import FieldOfView
 from stinfer.encoder import Device
 from stinfer.encoder_stack import EncoderStack, Member
-from stinfer.errors import SettingError
+from stinfer.errors import GeneUnknownError, SettingError
 from stinfer.feature_map import Progress
-from stinfer.genes import select_genes
+from stinfer.genes import read_names, select_genes
 from stinfer.record import Notices, software_versions
 from stinfer.stain import Stain
 from stinfer_export.bank_builder import common_stain, open_models
-from stinfer_export.bank_fit import Layout
+from stinfer_export.bank_fit import Layout, fit_bank
 from stinfer_export.bank_plan import BankPlan
 from stinfer_export.datasets.section import Section
 from stinfer_export.evaluation.between_spots import BetweenResult, evaluate_between, places_inside
 from stinfer_export.evaluation.folds import Split
 from stinfer_export.evaluation.interpolation import Spots
 from stinfer_export.evaluation.methods import Training, predict, train
+from stinfer_export.evaluation.own_bank import OwnBank
 from stinfer_export.evaluation.results import FoldResult, SectionResult, compare
 from stinfer_export.evaluation.section_cache import SectionCache
 from stinfer_export.evaluation.upstream import (
@@ -36,11 +37,14 @@ from stinfer_export.evaluation.upstream import (
     raw_counts,
 )
 from stinfer_export.gene_choice import DEFAULT_MIN_DETECTED, DEFAULT_N_GENES, variable_genes
+from stinfer_export.gene_ids import join_gene_ids
 from stinfer_export.joining import JoinedParts, join_parts, measured
 from stinfer_export.section_encoding import Part
+from stinfer_export.stain_choice import Stains, choose_stain, cross_validated, refuse_one_section
 
 Protocol = Literal["stinfer", "upstream"]
 TOP, ALL = "top", "all"
+_N_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -67,16 +71,30 @@ class GeneSet:
         SettingError
             No gene is left.
         GeneUnknownError
-            A gene that is asked for is not there.
+            None of the genes that are asked for is there.
         """
         if self.request not in (TOP, ALL):
-            return select_genes(self.request, joined.genes, notices=notices)
+            return self._listed(joined, notices)
         limit = self.n_genes if self.request == TOP else None
         chosen = variable_genes(joined.expression, limit, self.min_detected)
         if not len(chosen):
             what = f"no gene is detected in more than {self.min_detected:.0%} of the training spots"
             raise SettingError(what, "lower --min-detected")
         return chosen
+
+    def _listed(self, joined: JoinedParts, notices: Notices) -> I64:
+        """Find the genes of a list; those that the training side does not have cannot be predicted."""
+        names = read_names(self.request)
+        ids = join_gene_ids(joined.parts, joined.genes, notices)
+        try:
+            return select_genes(names, joined.genes, ids, notices)
+        except GeneUnknownError as error:
+            absent = set(error.genes)
+            if not set(names) - absent:
+                raise
+        listed = ", ".join(sorted(absent)[:_N_SHOWN]) + (", …" if len(absent) > _N_SHOWN else "")
+        notices.add(f"{len(absent)} genes of the list are in no training section: {listed}")
+        return select_genes([name for name in names if name not in absent], joined.genes, ids, notices)
 
 
 @dataclass(frozen=True)
@@ -209,10 +227,7 @@ class Evaluator:
 
     def _fold(self, split: Split) -> FoldResult:
         notices = _FoldNotices(self._notices, split.name)
-        stain = None
-        if self._plan.stain == "macenko" and self._protocol == "stinfer":
-            # Of the training side alone, as the bank that is made of it has it.
-            stain = common_stain([self._sections[name] for name in split.train])
+        stain = self._stain(split, notices) if self._protocol == "stinfer" else None
         known = [part for name in split.train if (part := self._part(name, stain)).spots]
         asked = [part for name in split.test if (part := self._part(name, stain)).spots]
         if not known or not asked:
@@ -231,7 +246,8 @@ class Evaluator:
         else:
             layout = Layout.of(self._encoders, len(self._view.sides_um))
             training = train(joined, layout, self._plan, genes, notices)
-            counted, predicted, fitted = {}, predict(training, embeddings), training.fitted
+            counted, predicted = {}, predict(training, embeddings)
+            fitted = {**training.fitted, "stain": "none" if stain is None else "macenko"}
             between = [one for part in asked for one in self._between(part, training, stain)]
         return FoldResult(
             split,
@@ -240,6 +256,23 @@ class Evaluator:
             tuple(_compared(asked, [joined.genes[i] for i in genes], counted, predicted)),
             tuple(between),
         )
+
+    def _stain(self, split: Split, notices: Notices) -> Stain | None:
+        """Settle the stain that the fold is brought to, by its training side alone, as its bank would."""
+        layout = Layout.of(self._encoders, len(self._view.sides_um)) if self._view else None
+
+        def attempt(kind: Stains) -> tuple[Stain | None, float]:
+            wanted = None
+            if kind == "macenko":
+                wanted = common_stain([self._sections[name] for name in split.train])
+            if self._plan.stain != "auto" or layout is None:
+                return wanted, 0.0
+            known = [part for name in split.train if (part := self._part(name, wanted)).spots]
+            refuse_one_section(self._plan.stain, len(known))
+            joined = join_parts(known, self._plan.gene_join, notices)
+            return wanted, cross_validated(fit_bank(joined, layout, self._plan, notices), joined)
+
+        return choose_stain(self._plan.stain, attempt, lambda made: made[1], notices)[0]
 
     def _part(self, name: str, stain: Stain | None) -> Part:
         if stain is None and name in self._parts:
@@ -262,11 +295,11 @@ class Evaluator:
             owners = np.asarray([position.get(spot.rpartition("/")[0], -1) for spot in places.spots])
             dense = self._spots(places, training, np.zeros((len(owners), 0), dtype=np.float32))[owners >= 0]
             spot_of = owners[owners >= 0]
-        return evaluate_between(part.name, spots, part.array, dense, spot_of)
+        own = OwnBank(part, training.layout, self._plan, training.names)
+        return evaluate_between(part.name, spots, part.array, dense, spot_of, own.predict)
 
     def _spots(self, part: Part, training: Training, expression: F32) -> Spots:
-        places = part.centers_l0 * (self._sections[part.name].mpp / self._plan.pitch_um)
-        return Spots(places, training.mapped(part.embeddings), expression)
+        return Spots(part.centers_l0 * part.mpp, training.mapped(part.embeddings), expression)
 
 
 def _compared(

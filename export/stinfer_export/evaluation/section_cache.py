@@ -79,7 +79,7 @@ class SectionCache:
             for text in () if quiet else texts:
                 self.notices.add(text)
             return part_of(section, kept, embeddings), seconds
-        heard = Notices() if not quiet else _Silent()
+        heard = Notices() if not quiet else Silent()
         started = time.perf_counter()
         part = encode_section(
             section, self.plan, view, self.encoders, stain, self.batch_size, heard, self.progress
@@ -155,10 +155,11 @@ class SectionCache:
         return kept, embeddings, seconds, texts
 
 
-class _Silent(Notices):
+class Silent(Notices):
     """Keeps what is said, and passes nothing on."""
 
     def add(self, text: str) -> None:
+        """Keep a text."""
         self.texts.append(text)
 
 

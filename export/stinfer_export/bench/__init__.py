@@ -1,0 +1,1 @@
+"""Measure how fast prediction is, and against what: for developers, and for the README's tables."""
