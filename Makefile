@@ -4,16 +4,27 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-# What is installed, as stamps: to run (no torch), to convert backbones (torch), to develop (both).
+# What is installed, as stamps: to run (no torch), to convert backbones (torch), to develop (both), to pack
+# the runtime for workstations (no torch).
 RUN := $(VENV)/.run
 CONVERT := $(VENV)/.convert
 DEV := $(VENV)/.dev
+PACK := $(VENV)/.pack
 
 # make export: where the her2st data set lies, and which model packs it.
 HER2ST ?= $(firstword $(wildcard reference_bank/data/her2st $(STINFER_DATA)/her2st ../shared/her2st))
 MODEL ?=
 
-.PHONY: help setup demo export test test-slow test-wheel bench check fmt build clean
+# make bundle, make wheelhouse: banks to put in. Of a wheelhouse also the computer it is for; its PYTHON is
+# that computer's version.
+BANK ?=
+PLATFORM ?=
+ifneq ($(filter 3.%,$(PYTHON)),)
+VERSION := $(PYTHON)
+override PYTHON := python3
+endif
+
+.PHONY: help setup demo export test test-slow test-wheel bench check fmt build bundle bundle-proof wheelhouse clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -68,8 +79,18 @@ fmt: $(DEV)  ## format the code
 	$(BIN)/ruff format .
 
 build: $(DEV)  ## build the wheel and the source archive into dist/
-	rm -rf dist
+	rm -f dist/*.whl
 	$(BIN)/python -m build --outdir dist .
+
+bundle: $(PACK)  ## freeze the runtime with BANK into dist/stinfer-*.tar.gz, which needs no Python
+	$(BIN)/python -m stinfer_export.packaging bundle $(foreach bank,$(BANK),--bank '$(bank)')
+
+bundle-proof: $(DEV)  ## run a bundle with BANK in a minimal Debian without Python and network; needs root, debootstrap
+	STINFER_PROOF_BANK='$(abspath $(firstword $(BANK)))' $(BIN)/python -m pytest tests/contract/test_bundle_proof.py -s
+
+wheelhouse: $(PACK)  ## collect wheels and BANK for a site that has Python: PLATFORM=win_amd64 PYTHON=3.11
+	$(BIN)/python -m stinfer_export.packaging wheelhouse $(foreach bank,$(BANK),--bank '$(bank)') \
+		$(if $(PLATFORM),--platform '$(PLATFORM)') $(if $(VERSION),--python '$(VERSION)')
 
 clean:  ## remove what make has made, but not models and banks
 	rm -rf $(VENV) build dist demo .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
@@ -84,6 +105,10 @@ $(RUN): pyproject.toml | $(BIN)/python
 $(CONVERT): pyproject.toml | $(BIN)/python
 	$(PIP) -e '.[cpu,export]'
 	@touch $@ $(RUN)
+
+$(PACK): pyproject.toml | $(BIN)/python
+	$(PIP) -e '.[cpu,package]'
+	@touch $@
 
 $(DEV): pyproject.toml | $(BIN)/python
 	$(PIP) -e '.[cpu,export,dev]'

@@ -14,6 +14,7 @@ A branch of the tree of `stinfer.errors`; each class is also a builtin::
         ├── FetchError                     (OSError)       a public file could not be fetched
         ├── ArchiveError                   (OSError)       what was fetched cannot be unpacked
         ├── ParityError                    (ArithmeticError)  ONNX Runtime computes something else
+        ├── PackagingError                 (RuntimeError)  a bundle or folder of wheels cannot be made
         ├── BankMergeError                 (ValueError)    banks that do not go together
         ├── QuantizationError              (ArithmeticError)  a model of less precision says too little
         └── DatasetError                   (ValueError)    measured sections that cannot be read
@@ -166,6 +167,22 @@ class QuantizationError(ExportError, ArithmeticError):
             "nothing was written; use --precision fp32, or calibrate on more tissue, of the kind that "
             "is to be predicted",
         )
+
+
+class PackagingError(ExportError, RuntimeError):
+    """A step of making a bundle or a folder of wheels failed.
+
+    Parameters
+    ----------
+    purpose : what was being done
+    cause : what went wrong, perhaps another program's words
+    fix : what to do about it
+    """
+
+    def __init__(
+        self, purpose: str, cause: str, fix: str = "mend what is said above, and give the same command again"
+    ) -> None:
+        super().__init__(f"{purpose} failed: {cause}", fix)
 
 
 class DatasetError(ExportError, ValueError):
