@@ -8,6 +8,7 @@ cells' typical norm, the tolerance of the halo.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Generator
 from dataclasses import astuple, dataclass
 from typing import Protocol
@@ -25,9 +26,11 @@ from stinfer.stage_clock import StageClock, timed
 from stinfer.tissue import TissueMask
 from stinfer.windows import WindowPooler
 
-# Side of a region with its halo: larger ones compute less halo for what they keep, smaller ones need less
-# memory; this one takes 0.3 GB with resnet18.
+# Largest side of a region with its halo: larger ones compute less halo for what they keep, smaller ones need
+# less memory; this one takes 0.3 GB with resnet18.
 ENCODED_PX = 1792
+# A smaller region does where the halo is at most this part of what is kept, but none below the least side.
+_HALO_SHARE, _LEAST_PX = 1 / 8, 1024
 # Side of the blocks that regions are read in.
 BLOCK_PX = 256
 # Where less of a place's smallest window is tissue, all of its windows counts: there is too little to go by.
@@ -65,6 +68,22 @@ class CellSource(Protocol):
         """Give the needed cells, (n_rows, n_columns), in bands from top to bottom."""
 
 
+def kept_px(halo_px: int) -> int:
+    """Return the side of what is kept of a region.
+
+    Parameters
+    ----------
+    halo_px : that is cut off on every side
+
+    Returns
+    -------
+    side in px, not yet of whole cells: with its halo at most `ENCODED_PX`, and no more than it takes to compute
+    an eighth more than is kept
+    """
+    enough_px = math.ceil(2 * halo_px / (math.sqrt(1 + _HALO_SHARE) - 1))
+    return min(ENCODED_PX - 2 * halo_px, max(_LEAST_PX - 2 * halo_px, enough_px))
+
+
 class SlideCells:
     """The cells of a slide, encoded as they are asked for.
 
@@ -73,7 +92,7 @@ class SlideCells:
     slide : what is read
     encoders : backbones of maps
     um_per_px : scale at which the backbones see the tissue
-    region_px : largest side of a region without its halo; by default what is left of `ENCODED_PX`
+    region_px : largest side of a region without its halo; by default see `kept_px`
     checkpoint : keeps the regions that are done; None to keep none
     clock : told how long encoding takes
     """
@@ -95,7 +114,7 @@ class SlideCells:
         self._checkpoint = checkpoint
         self._clock = clock
         if region_px is None:
-            region_px = ENCODED_PX - 2 * encoders.halo_cells * encoders.stride
+            region_px = kept_px(encoders.halo_cells * encoders.stride)
         self._region_cells = max(region_px // encoders.stride, 1)
 
     def iter_bands(self, needed: Bool, progress: Progress | None) -> Generator[Band, None, None]:

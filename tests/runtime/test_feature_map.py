@@ -14,7 +14,7 @@ from stinfer.contract import F32, U8, MapTraits, ModelCard
 from stinfer.encoder import Encoder
 from stinfer.encoder_stack import EncoderStack, Member
 from stinfer.errors import SettingError
-from stinfer.feature_map import SlideCells
+from stinfer.feature_map import SlideCells, kept_px
 from stinfer.flat_source import FlatSource
 from stinfer.lattice import cells_under, lay_lattice
 from stinfer.slide import Slide
@@ -285,3 +285,17 @@ def test_a_needed_cell_lies_under_a_window(encoders: EncoderStack) -> None:
     other[seen] = pixels[seen]
     maps = [cells_of(SlideCells(slide_of(p, (0.5, 0.5)), encoders, 0.5), needed) for p in (pixels, other)]
     np.testing.assert_array_equal(maps[0][needed], maps[1][needed])
+
+
+@pytest.mark.parametrize(
+    ("halo_px", "side_px"),
+    [
+        (0, 1024),
+        # (1 + 64 / kept)² = 1.125 where 1056 are kept.
+        (32, 1056),
+        # An eighth would take 6,336; 1,792 are encoded at most.
+        (192, 1792 - 384),
+    ],
+)
+def test_regions_are_as_small_as_their_halo_allows(halo_px: int, side_px: int) -> None:
+    assert kept_px(halo_px) == side_px
