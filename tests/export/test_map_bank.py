@@ -322,7 +322,7 @@ def test_another_field_of_view_gives_another_bank(tissue_section, cell_model, tm
 
     changed = {part for part, digest in banks[0].hashes.items() if banks[1].hashes[part] != digest}
     # What is known of genes: their accuracy.
-    assert changed - {"annoy"} == {"settings", "genes", "embedding", "metric", "calibration"}
+    assert changed - {"annoy"} == {"settings", "genes", "embedding", "raw_embedding", "metric", "calibration"}
 
 
 def test_progress_tells_of_every_region(tissue_section, cell_model, tmp_path):
