@@ -77,8 +77,8 @@ def kept_px(halo_px: int) -> int:
 
     Returns
     -------
-    side in px, not yet of whole cells: with its halo at most `ENCODED_PX`, and no more than it takes to compute
-    an eighth more than is kept
+    side in px, not yet of whole cells: with its halo at most `ENCODED_PX`, and no more than it takes for the
+    halo to be an eighth of it in area
     """
     enough_px = math.ceil(2 * halo_px / (math.sqrt(1 + _HALO_SHARE) - 1))
     return min(ENCODED_PX - 2 * halo_px, max(_LEAST_PX - 2 * halo_px, enough_px))
