@@ -12,19 +12,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stinfer.encoder import Device
-from stinfer.errors import StInferError
+from stinfer.errors import OutputExistsError, StInferError
 from stinfer.feature_map import Progress
 from stinfer.files import make_folder
+from stinfer.finished import asked_for, request_sha256, slide_fingerprint
 from stinfer.genes import select_genes
 from stinfer.neighbors import SearchChoice
 from stinfer.open_bank import OpenBank
-from stinfer.pipeline import (
-    DEFAULT_BATCH_SIZE,
-    PredictionResult,
-    default_output,
-    finished_before,
-    predict_slide,
-)
+from stinfer.outputs import Outputs, PredictionResult, default_output, picture_path
+from stinfer.pipeline import DEFAULT_BATCH_SIZE, predict_slide
 from stinfer.predict import Weighting
 from stinfer.pseudonym import Pseudonyms, open_pseudonyms
 from stinfer.record import logger
@@ -214,8 +210,15 @@ def _predict(
 
 
 def _finished_before(slide: Path, opened: OpenBank, out: Path, arguments: dict[str, Any]) -> int | None:
+    """Return how many spots an earlier run of the same has predicted; None where there is nothing yet.
+
+    Raises
+    ------
+    OutputExistsError
+        Something else is there.
+    """
     try:
-        n_spots = finished_before(slide, opened, out, arguments)
+        n_spots = _look_for_finished(slide, opened, out, arguments)
     except StInferError as error:
         with slide_context(slide):
             log_failure("slide", error)
@@ -224,6 +227,21 @@ def _finished_before(slide: Path, opened: OpenBank, out: Path, arguments: dict[s
         with slide_context(slide):
             log_event("slide_skipped", out=str(out), n_spots=n_spots)
     return n_spots
+
+
+def _look_for_finished(slide: Path, opened: OpenBank, out: Path, arguments: dict[str, Any]) -> int | None:
+    asked = asked_for(**{name: value for name, value in arguments.items() if name != "pseudonym"})
+    outputs = Outputs(out, pictures=tuple(picture_path(out, gene) for gene in asked["png"]))
+    found = outputs.finished() if slide.exists() else None
+    if found is None:
+        return None
+    names = open_pseudonyms(arguments["pseudonym"])
+    fingerprint = slide_fingerprint(slide)
+    if names is not None:
+        fingerprint = names.keyed(fingerprint)
+    if found.request_sha256 != request_sha256(fingerprint, opened.sha256, asked):
+        raise OutputExistsError(out, ", and is of another slide, bank or arguments")
+    return found.n_spots
 
 
 def _without_frames(error: Exception) -> Exception:

@@ -187,7 +187,8 @@ def _run_one(
     slide: Path, bank: Path, out_dir: Path | None, arguments: dict[str, Any], *, quiet: bool
 ) -> None:
     from stinfer.files import make_folder
-    from stinfer.pipeline import default_output, predict_slide
+    from stinfer.outputs import default_output
+    from stinfer.pipeline import predict_slide
     from stinfer.pseudonym import open_pseudonyms
 
     if out_dir is not None:

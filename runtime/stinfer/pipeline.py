@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, get_args
@@ -12,14 +11,16 @@ from typing import Any, ParamSpec, get_args
 import numpy as np
 
 from stinfer.ahead import meanwhile
-from stinfer.checkpoint import Checkpoint, checkpoint_path, refuse_foreign_file
+from stinfer.bank import Bank
+from stinfer.checkpoint import Checkpoint
+from stinfer.contract import I64
 from stinfer.embed import gathered
 from stinfer.embed_subject import encoding_recipe, iter_embeddings
 from stinfer.encoder import Device
-from stinfer.errors import NoTissueError, OutputExistsError, SettingError, check_choice
+from stinfer.errors import NoTissueError, SettingError, check_choice
 from stinfer.feature_map import Progress
-from stinfer.files import is_file, refuse_existing, refuse_same_file, sha256_file, written_together
-from stinfer.finished import asked_for, read_finished, request_sha256, slide_fingerprint
+from stinfer.files import is_file, refuse_existing, sha256_file, written_together
+from stinfer.finished import asked_for, request_sha256, slide_fingerprint
 from stinfer.genes import is_naming, notice_doubtful, select_genes
 from stinfer.lock import locked
 from stinfer.map_file import MapFile
@@ -27,6 +28,7 @@ from stinfer.neighbor_file import NeighborFile
 from stinfer.neighbors import SearchChoice
 from stinfer.ome_tiff import import_tifffile, write_ome_tiff
 from stinfer.open_bank import OpenBank
+from stinfer.outputs import Outputs, PredictionResult, default_output, picture_path
 from stinfer.picture import draw_gene_map
 from stinfer.places import places_from_file, places_on_grid
 from stinfer.predict import Weighting
@@ -48,55 +50,13 @@ from stinfer.run_log import hiding, log_event, logged_slide, logging_to, stage
 from stinfer.slide import Slide
 from stinfer.stage_clock import StageClock, timed
 from stinfer.stand_in import refuse_disagreement
-from stinfer.step_file import own_outputs
 from stinfer.subject import open_subject
 
 DEFAULT_BATCH_SIZE = 32
 # Channels of an OME-TIFF; viewers list them all.
 MAX_OME_GENES = 256
-MAP_SUFFIX = ".map.h5"
 
 P = ParamSpec("P")
-
-
-@dataclass(frozen=True)
-class PredictionResult:
-    """Where a run's results are.
-
-    Parameters
-    ----------
-    path : the `.h5ad` file
-    csv_path : the CSV file, if asked for
-    png_paths : the pictures, in the order asked for
-    ome_tiff_path, map_path : the dense image and the slide's map, if asked for
-    preview_path : the picture of tissue and places, if asked for
-    n_spots, n_genes : size of the prediction
-    notices : what a user should know, as recorded in the file
-    """
-
-    path: Path
-    csv_path: Path | None
-    png_paths: tuple[Path, ...]
-    ome_tiff_path: Path | None
-    map_path: Path | None
-    preview_path: Path | None
-    n_spots: int
-    n_genes: int
-    notices: tuple[str, ...]
-
-    @property
-    def paths(self) -> tuple[Path, ...]:
-        """All files, the prediction first."""
-        others = (self.preview_path, self.csv_path, *self.png_paths, self.ome_tiff_path, self.map_path)
-        found = (self.path, *others)
-        return tuple(path for path in found if path is not None)
-
-
-def default_output(slide: str | Path) -> Path:
-    """Return where a slide's prediction goes unless told: the working folder, named after it."""
-    name = Path(slide).name
-    stem = name.removesuffix(MAP_SUFFIX) if name.endswith(MAP_SUFFIX) else Path(name).stem
-    return Path(f"{stem}.stinfer.h5ad")
 
 
 def _logged(predict: Callable[P, PredictionResult]) -> Callable[P, PredictionResult]:
@@ -212,11 +172,7 @@ def predict_slide(
         _check_count(name, number)
     names = open_pseudonyms(pseudonym)
     alias = None if names is None else names.of_slide(Path(slide))
-    out = default_output(slide if alias is None else alias) if out is None else Path(out)
     png = list(dict.fromkeys([png] if isinstance(png, str) else png))
-    csv_path, ome_path, map_path, preview_path = (
-        None if path is None else Path(path) for path in (csv, ome_tiff, save_map, preview)
-    )
     asked = asked_for(
         mpp=mpp, tissue_mask=tissue_mask, spots=spots, pitch_um=pitch_um, genes=genes, png=png,
         intervals=intervals, save_neighbors=save_neighbors, device=device, search=search, k=k,
@@ -234,38 +190,21 @@ def predict_slide(
     opened_bank = opened.bank
     settings = opened_bank.settings
     notices = Notices()
-    ids = opened_bank.gene_ids
-    accuracy = opened_bank.gene_columns.get("cv_pearson")
-    chosen = select_genes(genes, opened_bank.genes, ids, notices, accuracy)
-    if intervals and bank_intervals(opened_bank, chosen) is None:
-        what = f"--intervals: bank {opened_bank.path} was built before there were any"
-        raise SettingError(what, "leave it out, or build the bank again")
-    drawn = [int(select_genes([gene], opened_bank.genes, ids)[0]) for gene in png]
-    named = [*drawn, *(chosen if is_naming(genes) else ())]
-    notice_doubtful(named, opened_bank.genes, accuracy, notices)
-    png_paths = tuple(_picture_path(out, opened_bank.genes[position]) for position in drawn)
-    if ome_path is not None:
-        _check_ome_tiff(len(chosen), spots)
-    if map_path is not None and settings.pooling != "map":
-        what = f"--save-map: bank {opened_bank.path} encodes patches, and makes no map"
-        raise SettingError(what, "leave it out, or build the bank with --pooling map")
-    if map_path is not None and opened.model is not None:
-        what = "--save-map keeps what the bank's own model has encoded, and --model is another"
-        raise SettingError(what, "leave out one of them")
-    outputs = [path for path in (out, csv_path, ome_path, map_path, *png_paths) if path is not None]
+    chosen, drawn = _choose_genes(genes, png, opened_bank, notices)
+    to = _outputs(
+        default_output(slide if alias is None else alias) if out is None else Path(out),
+        [opened_bank.genes[position] for position in drawn],
+        csv=csv, ome_tiff=ome_tiff, map=save_map, preview=preview,
+    )  # fmt: skip
+    _refuse_impossible(to, opened_bank, chosen, spots, intervals=intervals)
     gene_list = genes if isinstance(genes, str) and is_file(Path(genes)) else None
     inputs = [
-        Path(path)
-        for path in (slide, opened_bank.path, spots, gene_list, tissue_mask, opened.model)
-        if path is not None
+        Path(path) for path in (slide, opened_bank.path, spots, gene_list, tissue_mask) if path is not None
     ]
-    # The preview is a product of its own: it stays if the run fails.
-    at_once = [] if preview_path is None else [preview_path]
-    kept_path = checkpoint_path(out)
-    refuse_same_file(inputs, [*outputs, *at_once, kept_path, *([] if log is None else [Path(log)])])
-    _refuse_existing(outputs, kept_path, overwrite=overwrite)
-    for path in at_once:
-        refuse_existing(path, overwrite=overwrite)
+    to.refuse_inputs(inputs, None if log is None else Path(log))
+    to.refuse_existing(overwrite=overwrite)
+    if to.preview is not None:
+        refuse_existing(to.preview, overwrite=overwrite)
     k = settings.k if k is None else k
     if not 1 <= k <= opened_bank.n_refs:
         what = f"--k {k} is not between 1 and the bank's {opened_bank.n_refs} references"
@@ -273,9 +212,9 @@ def predict_slide(
     weighting = settings.weighting if weighting is None else weighting
     check_choice("weighting", weighting, get_args(Weighting))
     with contextlib.ExitStack() as stack:
-        stack.enter_context(locked(outputs))
+        stack.enter_context(locked(to.together))
         # Another run may have ended since.
-        _refuse_existing(outputs, kept_path, overwrite=overwrite)
+        to.refuse_existing(overwrite=overwrite)
         with stage("open"), timed(clock, "open"), meanwhile(lambda: opened.encoders) as loaded:
             subject = stack.enter_context(open_subject(slide, mpp, tissue_mask, opened_bank))
         is_map_file = isinstance(subject.source, MapFile)
@@ -285,7 +224,7 @@ def predict_slide(
             subject.hide_names(alias, names)
         if isinstance(subject.source, MapFile):
             subject.source.refuse_foreign(opened_bank)
-            if map_path is not None:
+            if to.map is not None:
                 what = f"--save-map: {subject.path} is a map already"
                 raise SettingError(what, "leave it out")
         if isinstance(subject.source, Slide):
@@ -301,8 +240,8 @@ def predict_slide(
                 with timed(clock, "tissue"):
                     places = places_on_grid(subject, subject.tissue(), pitch_um, finest_um)
             except NoTissueError:
-                if preview_path is not None:
-                    draw_run_preview(preview_path, subject, None)
+                if to.preview is not None:
+                    draw_run_preview(to.preview, subject, None)
                 raise
         else:
             places = places_from_file(subject, spots, settings.spot_diameter_um)
@@ -310,20 +249,22 @@ def predict_slide(
                 places.record["file"] = names.of_file(sha256_file(Path(spots)))
         log_event("places", **places.record)
         cosine = refuse_disagreement(opened, subject, places.centers_l0)
-        if preview_path is not None:
-            draw_run_preview(preview_path, subject, places)
+        if to.preview is not None:
+            draw_run_preview(to.preview, subject, places)
         notice_guesses(notices, subject, places, opened_bank, encoders)
         recipe = encoding_recipe(subject, fingerprint, opened)
-        checkpoint = stack.enter_context(Checkpoint(kept_path, recipe))
-        beside = stack.enter_context(written_together(outputs, checkpoint.note_outputs))
+        checkpoint = stack.enter_context(Checkpoint(to.checkpoint, recipe))
+        beside = stack.enter_context(written_together(to.together, checkpoint.note_outputs))
         predicted = np.union1d(chosen, drawn).astype(np.int64)
         n_origins = (
             len(opened_bank.origin_names) if notice_partial_genes(notices, opened_bank, predicted) else 0
         )
         neighbors = stack.enter_context(
-            NeighborFile(out.parent, len(places.names), k, n_origins, weighting, settings.temperature)
+            NeighborFile(
+                to.prediction.parent, len(places.names), k, n_origins, weighting, settings.temperature
+            )
         )
-        kept = None if map_path is None else beside[map_path]
+        kept = None if to.map is None else beside[to.map]
         embeddings = iter_embeddings(
             subject, places, opened, kept, batch_size, notices, progress, checkpoint, clock
         )
@@ -357,20 +298,20 @@ def predict_slide(
             gene_columns={name: values[chosen] for name, values in opened_bank.gene_columns.items()},
             image=slide_image(subject, places.mark_um),
             record=run_record(subject, opened, places, arguments, notices),
-            gene_ids=ids and tuple(ids[i] for i in chosen),
+            gene_ids=opened_bank.gene_ids and tuple(opened_bank.gene_ids[i] for i in chosen),
         )
         with stage("write"), timed(clock, "write"):
-            for path, position in zip(png_paths, drawn, strict=True):
+            for path, position in zip(to.pictures, drawn, strict=True):
                 shown = gene_map(position, opened_bank, neighbors, table, places, subject)
                 draw_gene_map(beside[path], shown)
-            if csv_path is not None:
-                write_csv(beside[csv_path], table, opened_bank.expression, chosen, neighbors)
-            if ome_path is not None:
+            if to.csv is not None:
+                write_csv(beside[to.csv], table, opened_bank.expression, chosen, neighbors)
+            if to.ome_tiff is not None:
                 image = grid_image(table.genes, chosen, opened_bank, neighbors, places, subject)
                 bank_name = opened_bank.path.name
-                write_ome_tiff(beside[ome_path], image, slide_name=subject.name, bank_name=bank_name)
+                write_ome_tiff(beside[to.ome_tiff], image, slide_name=subject.name, bank_name=bank_name)
             write_prediction(
-                beside[out],
+                beside[to.prediction],
                 table,
                 opened_bank.expression,
                 chosen,
@@ -380,50 +321,48 @@ def predict_slide(
                 clock=clock,
             )
     return PredictionResult(
-        out,
-        csv_path,
-        png_paths,
-        ome_path,
-        map_path,
-        preview_path,
+        to.prediction,
+        to.csv,
+        to.pictures,
+        to.ome_tiff,
+        to.map,
+        to.preview,
         len(places.names),
         len(chosen),
         tuple(notices.texts),
     )
 
 
-def finished_before(slide: Path, bank: OpenBank, out: Path, arguments: Mapping[str, Any]) -> int | None:
-    """Say whether an earlier run has written what this one would.
+def _choose_genes(
+    genes: str | Sequence[str] | None, png: Sequence[str], bank: Bank, notices: Notices
+) -> tuple[I64, list[int]]:
+    """Find the genes to predict and those to draw: positions in the bank."""
+    accuracy = bank.gene_columns.get("cv_pearson")
+    chosen = select_genes(genes, bank.genes, bank.gene_ids, notices, accuracy)
+    drawn = [int(select_genes([gene], bank.genes, bank.gene_ids)[0]) for gene in png]
+    named = [*drawn, *(chosen if is_naming(genes) else ())]
+    notice_doubtful(named, bank.genes, accuracy, notices)
+    return chosen, drawn
 
-    Parameters
-    ----------
-    slide, bank, out : of this run
-    arguments : of `predict_slide`
 
-    Returns
-    -------
-    number of spots it predicted; None where there is nothing yet
+def _outputs(prediction: Path, drawn: Sequence[str], **others: str | Path | None) -> Outputs:
+    paths = {name: None if path is None else Path(path) for name, path in others.items()}
+    pictures = tuple(picture_path(prediction, gene) for gene in drawn)
+    return Outputs(prediction, pictures=pictures, **paths)
 
-    Raises
-    ------
-    OutputExistsError
-        Something else is there.
-    """
-    names = open_pseudonyms(arguments.get("pseudonym"))
-    asked = asked_for(**{name: value for name, value in arguments.items() if name != "pseudonym"})
-    outputs = [out, *(_picture_path(out, gene) for gene in asked["png"])]
-    there = [path for path in outputs if path.exists()]
-    if set(there) <= own_outputs(checkpoint_path(out), outputs) or not slide.exists():
-        return None
-    found = read_finished(out)
-    if there != outputs or found is None:
-        raise OutputExistsError(there[0])
-    fingerprint = slide_fingerprint(slide)
-    if names is not None:
-        fingerprint = names.keyed(fingerprint)
-    if found.request_sha256 != request_sha256(fingerprint, bank.sha256, asked):
-        raise OutputExistsError(out, ", and is of another slide, bank or arguments")
-    return found.n_spots
+
+def _refuse_impossible(
+    to: Outputs, bank: Bank, chosen: I64, spots: str | Path | None, *, intervals: bool
+) -> None:
+    """Refuse what this bank cannot give, before anything is read."""
+    if intervals and bank_intervals(bank, chosen) is None:
+        what = f"--intervals: bank {bank.path} was built before there were any"
+        raise SettingError(what, "leave it out, or build the bank again")
+    if to.ome_tiff is not None:
+        _check_ome_tiff(len(chosen), spots)
+    if to.map is not None and bank.settings.pooling != "map":
+        what = f"--save-map: bank {bank.path} encodes patches, and makes no map"
+        raise SettingError(what, "leave it out, or build the bank with --pooling map")
 
 
 def _model_record(model: Path, cosine: float | None) -> dict[str, Any]:
@@ -445,17 +384,3 @@ def _check_ome_tiff(n_genes: int, spots: str | Path | None) -> None:
         what = f"--ome-tiff would have {n_genes} channels, more than {MAX_OME_GENES}"
         raise SettingError(what, "choose genes with --genes")
     import_tifffile()  # a missing package is told before the hour of encoding
-
-
-def _refuse_existing(outputs: Sequence[Path], kept_path: Path, *, overwrite: bool) -> None:
-    own = own_outputs(kept_path, outputs)
-    for path in outputs:
-        refuse_existing(path, overwrite=overwrite or path in own)
-    refuse_existing(kept_path, overwrite=True)
-    refuse_foreign_file(kept_path)
-
-
-def _picture_path(out: Path, gene: str) -> Path:
-    # A gene's name comes from a file: it must not lead out of the folder.
-    safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in gene)
-    return out.with_name(f"{out.name.removesuffix('.h5ad')}.{safe}.png")

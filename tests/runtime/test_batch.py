@@ -91,7 +91,7 @@ def test_bank_and_model_are_loaded_once(
         monkeypatch.setattr(open_bank, name, spy)
     real_open = open_bank.Bank.open
     monkeypatch.setattr(
-        open_bank.Bank, "open", classmethod(lambda _, path: (loaded.append("bank"), real_open(path))[1])
+        open_bank.Bank, "open", classmethod(lambda _, *a: (loaded.append("bank"), real_open(*a))[1])
     )
     predict(slides, tmp_path / "out")
     assert sorted(loaded) == ["bank", "choose_search", "open_encoders"]

@@ -25,7 +25,7 @@ from stinfer.errors import (
     SettingError,
     StInferError,
 )
-from stinfer.pipeline import default_output
+from stinfer.outputs import default_output
 from stinfer.prediction import NeighborFile
 
 DATA = Path(__file__).parents[1] / "data"

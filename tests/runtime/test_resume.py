@@ -40,7 +40,7 @@ def _small_regions(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("stinfer")]
 
 
-def run(folder: Path, pooling: str, **changed) -> stinfer.pipeline.PredictionResult:
+def run(folder: Path, pooling: str, **changed) -> stinfer.outputs.PredictionResult:
     """Predict with every kind of output there is."""
     arguments = {
         "slide": BOARD, "bank": BANKS[pooling], "out": folder / "p.h5ad", "mpp": MPP, "batch_size": 4,
