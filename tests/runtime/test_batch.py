@@ -90,9 +90,8 @@ def test_bank_and_model_are_loaded_once(
         spy = lambda *a, name=name, real=real, **k: (loaded.append(name), real(*a, **k))[1]  # noqa: E731
         monkeypatch.setattr(open_bank, name, spy)
     real_open = open_bank.Bank.open
-    monkeypatch.setattr(
-        open_bank.Bank, "open", classmethod(lambda _, path: (loaded.append("bank"), real_open(path))[1])
-    )
+    spy_open = lambda _, *a: (loaded.append("bank"), real_open(*a))[1]  # noqa: E731
+    monkeypatch.setattr(open_bank.Bank, "open", classmethod(spy_open))
     predict(slides, tmp_path / "out")
     assert sorted(loaded) == ["bank", "choose_search", "open_encoders"]
 
