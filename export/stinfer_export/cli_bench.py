@@ -84,8 +84,9 @@ def backbones(
     from stinfer_export.bench import backbones as bench
     from stinfer_export.bench.subjects import find_models, find_slide
 
-    models = find_models(folder, backbones, _say)
-    found = bench.measure(models, find_slide(slide, mpp, folder), rounds, folder, _say)
+    subject = find_slide(slide, mpp, folder)
+    models = find_models(folder, backbones, _say, subject)
+    found = bench.measure(models, subject, rounds, folder, _say)
     _finish("backbones", found, bench.summarize, bench.table, folder, readme)
 
 
@@ -105,8 +106,9 @@ def area(
     from stinfer_export.bench import area as bench
     from stinfer_export.bench.subjects import find_models, find_slide
 
-    models = find_models(folder, backbones, _say)
-    found = bench.measure(models, find_slide(slide, mpp, folder), rounds, folder, _say)
+    subject = find_slide(slide, mpp, folder)
+    models = find_models(folder, backbones, _say, subject)
+    found = bench.measure(models, subject, rounds, folder, _say)
     _finish("area", found, bench.summarize, bench.table, folder, readme)
 
 

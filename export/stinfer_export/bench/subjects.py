@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from stinfer.bench import BUILT_IN_MPP_UM, write_built_in_tissue
-from stinfer.contract import F64, U8, ModelCard
+from stinfer.contract import F64, MODEL_SUFFIXES, U8, ModelCard
 from stinfer.encoder import Encoder
 from stinfer.errors import ModelError, SettingError
-from stinfer.files import make_folder
+from stinfer.files import make_folder, written_beside
 from stinfer.geometry import extent_l0, grid_centers
 from stinfer.patches import cut_patches
 from stinfer.slide import open_slide
@@ -25,6 +25,8 @@ from stinfer_export.registry import PAPER_BACKBONES, STAIN_TEXTURE
 
 FOV_UM = DEFAULT_PATCH_FOV_UM[0]
 SEED = 0
+# Patches that eight bits are calibrated on, and compared on; time does not depend on them.
+N_CALIBRATION = 12
 # Of the shared data: the section that is predicted, and its scale.
 _SECTION, _SECTION_MPP_UM = "her2st/ST-imgs/C/C5", 0.69
 
@@ -53,16 +55,20 @@ class Model:
         return f"{self.architecture} {self.card.precision}"
 
 
-def find_models(folder: Path, names: Sequence[str], say: Callable[[str], None]) -> list[Model]:
+def find_models(
+    folder: Path, names: Sequence[str], say: Callable[[str], None], tissue: BenchSlide | None = None
+) -> list[Model]:
     """Return the models in a folder of some backbones; those of the paper that are not there are made.
 
-    They get random weights of a fixed seed, which cost what trained ones do.
+    They get random weights of a fixed seed, which cost what trained ones do, and are made in eight bits too.
+    How well those predict nobody asks: that depends on weights.
 
     Parameters
     ----------
     folder : of ONNX files; made if it is not there
     names : of backbones, without tags
     say : told what is made, since that takes minutes
+    tissue : to calibrate models in eight bits on; None to make none
 
     Raises
     ------
@@ -78,7 +84,7 @@ def find_models(folder: Path, names: Sequence[str], say: Callable[[str], None]) 
             what = f"there is no model of {name} in {folder}"
             raise SettingError(what, f"write one with stinfer-export backbone {name} --out-dir {folder}")
         say(f"making {folder}/{name}, with random weights")
-        _make(name, folder)
+        _make(name, folder, tissue)
     found = {model.label: model for model in _models_in(folder)}
     order = {name: number for number, name in enumerate(names)}
     chosen = [model for model in found.values() if model.architecture in order]
@@ -96,20 +102,27 @@ def _models_in(folder: Path) -> list[Model]:
     return models
 
 
-def _make(name: str, folder: Path) -> None:
+def _make(name: str, folder: Path, tissue: BenchSlide | None) -> None:
     if name == STAIN_TEXTURE:
         export_backbone(name, None, folder)
         return
     import torch
 
     from stinfer_export.convert import build_backbone
+    from stinfer_export.precision.lower import calibrate
+    from stinfer_export.precision.tissue_sample import Tissue
 
     spec = PAPER_BACKBONES[name]
     torch.manual_seed(SEED)
     checkpoint = folder / f"{spec.name}.pth"
     torch.save(build_backbone(spec).state_dict(), checkpoint)
-    export_backbone(name, checkpoint, folder)
+    original = export_backbone(name, checkpoint, folder)
     checkpoint.unlink()
+    if tissue is not None:
+        source = Tissue(tissue.path.name, ((tissue.path, tissue.mpp),))
+        target = original.with_suffix(MODEL_SUFFIXES["int8"])
+        with written_beside(target) as partial:
+            calibrate(original, source, N_CALIBRATION, N_CALIBRATION).write(partial)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -55,27 +55,15 @@ def write_int8(original: Path, tissue: Tissue, target: Path, *, overwrite: bool)
         Of the tissue or the target.
     """
     refuse_existing(target, overwrite=overwrite)
-    model, card = _read(original)
-    sample = sample_tissue(tissue, card.input_size_px, N_CALIBRATION, N_HELD_OUT)
-    made = quantize_backbone(model, sample)
-    found = onnx.load_from_string(made.model)
-    card = replace(card, precision="int8", fp32_sha256=sha256_file(original))
-    n_float, n_layers = made.in_float
-    told = {
-        "calibration": f"{tissue.name}: {len(sample.calibration)} patches of {len(tissue.slides)} slides",
-        "calibration_sha256": tissue.sha256(),
-        "calibration_method": made.method,
-        "float_layers": f"{n_float} of {n_layers}",
-        **_told(made.fidelity),
-    }
-    logger.info("%s", "; ".join(f"{name} {value}" for name, value in told.items()))
+    made = calibrate(original, tissue, N_CALIBRATION, N_HELD_OUT)
+    logger.info("%s", "; ".join(f"{name} {value}" for name, value in made.told.items()))
     with written_beside(target) as partial:
-        _write(found, card, told, partial)
+        made.write(partial)
         sections = choose_sections(tissue.sections)
         if sections:
             names = ", ".join(section.name for section in sections)
             logger.info("predicting %s from each other with both models", names)
-            results = check_accuracy(sections, original, partial, has_map=card.map_traits is not None)
+            results = check_accuracy(sections, original, partial, has_map=made.card.map_traits is not None)
             gate = f"Pearson of {names} held out in turn: {', '.join(map(str, results))}"
         else:
             check_fidelity(made.fidelity)
@@ -86,8 +74,59 @@ def write_int8(original: Path, tissue: Tissue, target: Path, *, overwrite: bool)
                 MOST_LOST,
             )
         logger.info("%s", gate)
-        _write(found, card, {**told, "gate": gate}, partial)
+        replace(made, told={**made.told, "gate": gate}).write(partial)
     return made.fidelity
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A model in eight bits of which it is not yet known how well it predicts.
+
+    Parameters
+    ----------
+    model : of it
+    card : what it is
+    told : what its file says of how it was made, by name
+    fidelity : to the original, on tissue that it was not calibrated on
+    """
+
+    model: onnx.ModelProto
+    card: ModelCard
+    told: Mapping[str, str]
+    fidelity: Fidelity
+
+    def write(self, path: Path) -> None:
+        """Write it as a model file."""
+        _write(self.model, self.card, self.told, path)
+
+
+def calibrate(original: Path, tissue: Tissue, n_calibration: int, n_held_out: int) -> Calibrated:
+    """Make a model in eight bits.
+
+    Parameters
+    ----------
+    original : model file in single precision
+    tissue : to calibrate on and to compare on
+    n_calibration, n_held_out : patches for the one and the other
+
+    Raises
+    ------
+    StInferError
+        Of the tissue.
+    """
+    model, card = _read(original)
+    sample = sample_tissue(tissue, card.input_size_px, n_calibration, n_held_out)
+    made = quantize_backbone(model, sample)
+    n_float, n_layers = made.in_float
+    told = {
+        "calibration": f"{tissue.name}: {len(sample.calibration)} patches of {len(tissue.slides)} slides",
+        "calibration_sha256": tissue.sha256(),
+        "calibration_method": made.method,
+        "float_layers": f"{n_float} of {n_layers}",
+        **_told(made.fidelity),
+    }
+    card = replace(card, precision="int8", fp32_sha256=sha256_file(original))
+    return Calibrated(onnx.load_from_string(made.model), card, told, made.fidelity)
 
 
 def write_fp16(original: Path, target: Path, *, overwrite: bool) -> Fidelity:
