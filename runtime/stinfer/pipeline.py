@@ -196,7 +196,7 @@ def predict_slide(
         [opened_bank.genes[position] for position in drawn],
         csv=csv, ome_tiff=ome_tiff, map=save_map, preview=preview,
     )  # fmt: skip
-    _refuse_impossible(to, opened_bank, chosen, spots, intervals=intervals)
+    _refuse_impossible(to, opened, chosen, spots, intervals=intervals)
     gene_list = genes if isinstance(genes, str) and is_file(Path(genes)) else None
     inputs = [
         Path(path) for path in (slide, opened_bank.path, spots, gene_list, tissue_mask) if path is not None
@@ -352,9 +352,10 @@ def _outputs(prediction: Path, drawn: Sequence[str], **others: str | Path | None
 
 
 def _refuse_impossible(
-    to: Outputs, bank: Bank, chosen: I64, spots: str | Path | None, *, intervals: bool
+    to: Outputs, opened: OpenBank, chosen: I64, spots: str | Path | None, *, intervals: bool
 ) -> None:
     """Refuse what this bank cannot give, before anything is read."""
+    bank = opened.bank
     if intervals and bank_intervals(bank, chosen) is None:
         what = f"--intervals: bank {bank.path} was built before there were any"
         raise SettingError(what, "leave it out, or build the bank again")
@@ -363,6 +364,9 @@ def _refuse_impossible(
     if to.map is not None and bank.settings.pooling != "map":
         what = f"--save-map: bank {bank.path} encodes patches, and makes no map"
         raise SettingError(what, "leave it out, or build the bank with --pooling map")
+    if to.map is not None and opened.model is not None:
+        what = "--save-map keeps what the bank's own model has encoded, and --model is another"
+        raise SettingError(what, "leave out one of them")
 
 
 def _model_record(model: Path, cosine: float | None) -> dict[str, Any]:

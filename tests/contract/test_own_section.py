@@ -84,7 +84,10 @@ def best_inverse_distance(known: Section, asked: Section, genes: Any) -> float:
 
 # Measured: 0.312 with a map, where interpolation reaches 0.236; 0.289 with patches, where it reaches 0.241;
 # intervals of 90 % hold 92.5 and 91.0 %, in domain are 100 and 98 %.
-@pytest.mark.parametrize(("pooling", "held", "margin"), [("map", 0, 0.05), ("patch", 1, 0.03)])
+@pytest.mark.parametrize(
+    ("pooling", "held", "margin"),
+    [pytest.param("map", 0, 0.05, marks=pytest.mark.slow), ("patch", 1, 0.03)],
+)
 def test_spots_between_those_of_the_bank_are_predicted_better_than_by_interpolation(
     mobilenet: Path, halves: tuple[Section, Section], tmp_path: Path, pooling: Any, held: int, margin: float
 ) -> None:
