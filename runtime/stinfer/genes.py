@@ -86,7 +86,7 @@ def select_genes(
 def _by_accuracy(
     request: str | Sequence[str] | None, n_known: int, accuracy: AnyArray | None, notices: Notices | None
 ) -> I64:
-    found = np.flatnonzero(_is_predictable(accuracy, n_known))
+    found = np.flatnonzero(is_predictable(accuracy, n_known))
     n_predictable = len(found)
     if request == PREDICTABLE and not n_predictable:
         what = f"no gene of the bank has a cross-validated correlation of at least {PREDICTABLE_PEARSON:g}"
@@ -103,7 +103,8 @@ def _by_accuracy(
     return np.asarray(found, dtype=np.int64)
 
 
-def _is_predictable(accuracy: AnyArray | None, n_known: int) -> Bool:
+def is_predictable(accuracy: AnyArray | None, n_known: int) -> Bool:
+    """Say which of a bank's genes are predictable; see `select_genes`."""
     known = np.zeros(n_known) if accuracy is None else np.nan_to_num(accuracy)
     return np.asarray(known >= PREDICTABLE_PEARSON)
 
@@ -123,7 +124,7 @@ def notice_doubtful(
     named : positions in `known`
     known, accuracy : see `select_genes`
     """
-    predictable = _is_predictable(accuracy, len(known))
+    predictable = is_predictable(accuracy, len(known))
     doubtful = sorted({int(i) for i in named if not predictable[i]})
     if not doubtful:
         return

@@ -12,6 +12,7 @@ from stinfer.bank import RAW, Bank
 from stinfer.contract import I64
 from stinfer.embed import open_encoders
 from stinfer.errors import BankAlteredError
+from stinfer.genes import PREDICTABLE_PEARSON, is_predictable
 from stinfer.neighbors import AnnoySearch, ExactSearch, annoy_installed, choose_search, recall
 from stinfer.signing import accepted_keys, verify_signature
 from stinfer.stored_array import take_rows
@@ -35,12 +36,16 @@ def describe_bank(bank: Bank) -> str:
     sides = ", ".join(f"{side:g}" for side in s.fov_um)
     how = {"patch": f"a patch of {s.patch_px} px", "map": f"{s.window} windows of a feature map"}[s.pooling]
     n_numbers = bank.metric.components.shape[-1]
+    accuracy = bank.gene_columns.get("cv_pearson")
+    n_predictable = int(is_predictable(accuracy, len(bank.genes)).sum())
     lines = {
         "bank": bank.path.name,
         "data set": f"{s.dataset}, patients {len(set(bank.patients))}, sections {len(counts)}",
         "references": f"{bank.n_refs} spots: {sections}",
         "genes": f"{len(bank.genes)} ({_describe_join(bank)}), {stored:.0%} of values not zero",
         **({"merged of": "; ".join(_describe_origins(bank))} if bank.origins else {}),
+        "predictable": f"{n_predictable} of the genes, with a cross-validated correlation of at least "
+        f"{PREDICTABLE_PEARSON:g} ({s.cross_validation})",
         "expression": "log1p of counts per 10,000",
         "preset": s.preset,
         "backbones": "; ".join(_describe_models(bank)),
@@ -54,13 +59,19 @@ def describe_bank(bank: Bank) -> str:
         "spots": f"{s.spot_diameter_um:g} µm wide, {s.pitch_um:g} µm apart",
         "neighbors": f"k {s.k}, weighting {s.weighting}, softmax temperature {s.temperature:.4g}",
         "annoy index": annoy,
-        "merging": "can be merged with others"
-        if RAW in bank.hashes
-        else "cannot be merged: embeddings before the metric are not kept",
+        "merging": _describe_merging(bank),
         "built with": s.software,
     }
     width = max(map(len, lines))
     return "\n".join(f"{name:<{width}}  {text}" for name, text in lines.items())
+
+
+def _describe_merging(bank: Bank) -> str:
+    if bank.own_section is not None:
+        return "cannot be merged: it compares places on its own section"
+    if RAW not in bank.hashes:
+        return "cannot be merged: embeddings before the metric are not kept"
+    return "can be merged with others"
 
 
 def _describe_join(bank: Bank) -> str:

@@ -213,6 +213,7 @@ def test_info_says_what_the_bank_holds() -> None:
     text = describe_bank(Bank.open(BANK))
     for said in (
         "30 spots: T1 (30)",
+        "3 of the genes, with a cross-validated correlation of at least 0.2",
         "mean_color",
         "200 µm apart",
         "k 4, weighting inverse",
