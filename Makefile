@@ -66,7 +66,7 @@ test-wheel: build  ## run the runtime's tests from the built wheel, with base de
 bench: $(CONVERT)  ## measure speed against PyTorch, by area, and of the search, into README; minutes, on an idle machine
 	$(BIN)/stinfer-export bench backbones --readme README.md
 	$(BIN)/stinfer-export bench area --readme README.md
-	$(BIN)/stinfer-export bench search --references 13620,100000,1000000 --rounds 1 --readme README.md
+	$(BIN)/stinfer-export bench search --rounds 1 --readme README.md
 
 check: $(DEV)  ## lint, format, types and import rules; changes nothing
 	$(BIN)/ruff check .
