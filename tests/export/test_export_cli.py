@@ -47,6 +47,10 @@ def test_the_commands_are_those_that_are_documented():
         "fetch her2st",
         "demo-data",
         "score",
+        "bench",
+        "bench backbones",
+        "bench area",
+        "bench search",
     }
 
 
@@ -158,6 +162,13 @@ KNOWN_ERRORS = {
     ),
     "fetch her2st": (["fetch", "her2st"], "data set reference_bank/data/her2st: it has no folder ST-cnts"),
     "demo-data": (["demo-data", "full"], "output full exists"),
+    **{
+        f"bench {what}": (
+            ["bench", what, "--folder", "full/mine.txt/there"],
+            "cannot write full/mine.txt/there: Not a directory",
+        )
+        for what in ("backbones", "area", "search")
+    },
     "score": (["score", "p.h5ad", "--counts", "c.tsv", "--bank", "none.h5"], "bank none.h5 does not exist"),
 }
 

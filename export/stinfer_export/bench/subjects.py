@@ -174,6 +174,7 @@ def find_slide(path: Path | None, mpp: float | None, folder: Path) -> BenchSlide
     sections = sorted((shared / _SECTION).glob("*.jpg"))
     if sections:
         return BenchSlide(sections[0], _SECTION_MPP_UM)
+    make_folder(folder)
     drawn = folder / "tissue.png"
     write_built_in_tissue(drawn)
     return BenchSlide(drawn, BUILT_IN_MPP_UM)
