@@ -102,7 +102,8 @@ def test_mobilenetv2_predicts_c5_from_patches(mobilenet: Path, tmp_path: Path) -
 @needs_her2st
 @needs_weights
 @pytest.mark.parametrize(
-    ("preset", "settings", "least"), [("fast", {}, 0.37), ("custom", PRINCIPAL_MAP, 0.32)]
+    ("preset", "settings", "least"),
+    [("fast", {}, 0.37), pytest.param("custom", PRINCIPAL_MAP, 0.32, marks=pytest.mark.slow)],
 )
 def test_mobilenetv2_predicts_c5_from_its_map(
     mobilenet: Path, tmp_path: Path, preset: Preset, settings: dict[str, Any], least: float

@@ -85,6 +85,7 @@ def test_placenta_is_read_as_scanpy_reads_it(tmp_path: Path) -> None:
 
 
 @needs_placenta
+@pytest.mark.slow
 def test_file_and_folder_of_placenta_give_the_same_bank(tmp_path: Path) -> None:
     by_folder = read_tenx_mtx(PLACENTA / "filtered_feature_bc_matrix")
     with warnings.catch_warnings():
