@@ -258,7 +258,7 @@ def _join(
     """
     used: set[str] = set()
     parts, origins, embeddings = [], [], []
-    ids = dict(zip(matched.genes, matched.gene_ids or (), strict=False))
+    ids = {} if matched.gene_ids is None else dict(zip(matched.genes, matched.gene_ids, strict=True))
     for one, names in zip(inputs, matched.names, strict=True):
         bank = one.bank
         sources = _sources(bank)

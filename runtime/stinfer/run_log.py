@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from datetime import datetime, timezone
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from stinfer.errors import OutputExistsError, OutputWriteError, StInferError, first_line
@@ -22,7 +23,7 @@ from stinfer.files import cause_of, is_file
 from stinfer.record import logger
 
 _slide: ContextVar[str] = ContextVar("slide", default="")
-_hidden: ContextVar[dict[str, str]] = ContextVar("hidden", default={})  # noqa: B039 - never changed in place
+_hidden: ContextVar[Mapping[str, str]] = ContextVar("hidden", default=MappingProxyType({}))
 
 
 def log_event(event: str, **fields: Any) -> None:
