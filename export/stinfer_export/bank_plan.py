@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from stinfer.bank_settings import MAX_FOV_UM, MAX_WINDOWS
 from stinfer.contract import MPP_MAX_UM, ModelCard, Pooling, WindowShape
@@ -131,3 +131,9 @@ def choose_view(plan: BankPlan, cards: Sequence[ModelCard]) -> FieldOfView:
 
 def _listed(sides_um: Sequence[float]) -> str:
     return ",".join(f"{side_um:g}" for side_um in sides_um)
+
+
+def common_preset(presets: Collection[str]) -> Preset:
+    """Return the preset that all banks follow; a custom one where they follow several."""
+    known: tuple[Preset, ...] = get_args(Preset)
+    return next((preset for preset in known if set(presets) == {preset}), "custom")

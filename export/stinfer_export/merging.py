@@ -42,7 +42,7 @@ from stinfer.record import Notices, plain_name
 from stinfer.sparse import Sparse
 from stinfer_export.bank_fit import fit_bank
 from stinfer_export.bank_packing import BankSummary, EncodedSections, Merged, pack_bank
-from stinfer_export.bank_plan import BankPlan, MetricKind
+from stinfer_export.bank_plan import BankPlan, MetricKind, common_preset
 from stinfer_export.errors import BankMergeError
 from stinfer_export.gene_matching import GeneList, MatchedGenes, match_genes
 from stinfer_export.joining import JoinedParts, stack
@@ -165,7 +165,7 @@ def merge_banks(
         k=k,
         weighting=weighting,
         include_model=include_model,
-        preset=presets.pop() if len(presets) == 1 else "custom",  # type: ignore[arg-type]
+        preset=common_preset(presets),
         stain=settings.stain,
     )
     n_sections = np.zeros(len(matched.genes), dtype=np.int64)
