@@ -46,7 +46,7 @@ def test_ratios_are_taken_within_a_round() -> None:
     assert row["times_eager"]["median"] == 2.0
     assert row["times_channels_last"]["median"] == 1.6
     assert backbones.table([row]).splitlines()[2] == (
-        "| resnet18 fp32 | 37.5 ± 12.5 | 46.9 ± 15.6 | 93.8 ± 31.2 | **75.0 ± 25.0** | 2.00 ± 0.00 "
+        "| resnet18 fp32 | 1,000 | 37.5 ± 12.5 | 46.9 ± 15.6 | 93.8 ± 31.2 | **75.0 ± 25.0** | 2.00 ± 0.00 "
         "| 1.25 ± 0.00 | 1.50 ± 0.00 s | 800 ± 0 MB |"
     )
 
@@ -54,7 +54,9 @@ def test_ratios_are_taken_within_a_round() -> None:
 def test_a_model_that_is_not_of_timm_is_compared_with_onnx_runtime_alone() -> None:
     (row,) = backbones.summarize([(model(), [backbones.Round(one_run(10.0, 1000), 125.0, None, None)])])
     assert "times_eager" not in row
-    assert backbones.table([row]).splitlines()[2].startswith("| resnet18 fp32 | - | - | 125.0 ± 0.0 |")
+    assert (
+        backbones.table([row]).splitlines()[2].startswith("| resnet18 fp32 | 1,000 | - | - | 125.0 ± 0.0 |")
+    )
 
 
 def test_seconds_for_a_square_centimetre() -> None:

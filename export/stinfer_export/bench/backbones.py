@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from stinfer.bench import Run, Spread, run_once
 from stinfer.contract import F64, MODEL_EMBEDDING
 from stinfer.encoder import Encoder
 from stinfer.encoder_stack import EncoderStack, Member
+from stinfer.files import make_folder
 from stinfer.machine import cores_allowed
 from stinfer_export.bench.child import run_module
 from stinfer_export.bench.made_up import Size, write_made_up_bank
@@ -22,8 +24,8 @@ from stinfer_export.bench.tables import markdown
 from stinfer_export.registry import STAIN_TEXTURE
 
 BATCH_SIZE = 32
-# How long a whole run is to take, and each of the others, so that fixed costs weigh as in practice.
-RUN_S, OTHERS_S = 12.0, 4.0
+# How long a whole run is to take, so that fixed costs weigh as in practice, and each of the others.
+RUN_S, TORCH_S, ORT_S = 20.0, 8.0, 4.0
 MIN_PLACES, MAX_PLACES = 64, 6000
 # Patches that the bank's references lie around, and that the first rate is measured on.
 _N_SAMPLE = 32
@@ -59,7 +61,7 @@ class Round:
 def measure(
     models: Sequence[Model], slide: BenchSlide, n_rounds: int, folder: Path, say: Callable[[str], None]
 ) -> Iterator[tuple[Model, list[Round]]]:
-    """Measure models, one after the other; of each, the ways in turn, again and again.
+    """Measure models, one network after the other; of each, all precisions and ways in turn, again and again.
 
     Parameters
     ----------
@@ -72,61 +74,77 @@ def measure(
     ------
     each model and its rounds
     """
-    for model in models:
-        say(model.label)
-        prepared = _Prepared(model, slide, folder)
-        prepared.whole_run()  # warms the files
-        yield model, [prepared.round() for _ in range(n_rounds)]
+    for architecture, group in groupby(models, lambda model: model.architecture):
+        say(architecture)
+        network = _Network(list(group), slide, folder)
+        rounds = [network.round() for _ in range(n_rounds)]
+        for number, one in enumerate(network.models):
+            yield one.model, [found[number] for found in rounds]
 
 
 class _Prepared:
     """A model, a bank of it, and as many places as take a run of the wanted length."""
 
     def __init__(self, model: Model, slide: BenchSlide, folder: Path) -> None:
-        self._model, self._slide, self._folder = model, slide, folder
-        self._threads = cores_allowed()
-        size_px = model.card.input_size_px
-        self._sample = slide.patches(slide.places(_N_SAMPLE)[:_N_SAMPLE], size_px)
+        self.model = model
+        self._slide, self._folder = slide, folder
+        make_folder(folder)
+        self._sample = slide.patches(slide.places(_N_SAMPLE)[:_N_SAMPLE], model.card.input_size_px)
         np.savez(folder / "sample.npz", self._sample)
-        rate = self._ort(1)
+        self.rate = self.ort(1)
         encoder = Encoder(model.path.read_bytes(), str(model.path), device="cpu")
         around = EncoderStack([Member(encoder)], "patch").embed([self._sample])
-        self._bank = folder / "bank.h5"
         write_made_up_bank(self._bank, model.path.read_bytes(), Size(), around=around)
-        n_wanted = int(min(max(rate * RUN_S, MIN_PLACES), MAX_PLACES))
-        self._centers = slide.places(n_wanted)
-        write_places(folder / "places.csv", self._centers)
-        self._repeats = max(round(rate * OTHERS_S / len(self._sample)), 1)
-        # PyTorch is slower: about as long.
-        self._n_torch = min(len(self._centers), max(int(rate / 2 * OTHERS_S), MIN_PLACES))
+        self.centers_l0 = slide.places(int(min(max(self.rate * RUN_S, MIN_PLACES), MAX_PLACES)))
+        self._repeats = max(round(self.rate * ORT_S / len(self._sample)), 1)
+        # What is read for the first time is not measured.
+        self.whole_run(self.centers_l0[:1])
 
-    def round(self) -> Round:
-        of_timm = self._model.architecture != STAIN_TEXTURE
-        eager = self._torch(channels_last=False) if of_timm else None
-        run = self.whole_run()
-        channels_last = self._torch(channels_last=True) if of_timm else None
-        return Round(run, self._ort(self._repeats), eager, channels_last)
+    @property
+    def _bank(self) -> Path:
+        return self._folder / "bank.h5"
 
-    def whole_run(self) -> Run:
+    def whole_run(self, centers_l0: F64) -> Run:
+        write_places(self._folder / "places.csv", centers_l0)
         arguments = {
             "slide": str(self._slide.path), "mpp": self._slide.mpp, "bank": str(self._bank),
             "spots": str(self._folder / "places.csv"), "batch_size": BATCH_SIZE,
         }  # fmt: skip
         return run_once(arguments, self._folder)
 
-    def _ort(self, repeats: int) -> float:
+    def ort(self, repeats: int | None = None) -> float:
+        """Return the patches a second of ONNX Runtime alone."""
         spec = {
-            "model": str(self._model.path), "outputs": [MODEL_EMBEDDING], "threads": self._threads,
-            "batches": str(self._folder / "sample.npz"), "repeats": repeats,
+            "model": str(self.model.path), "outputs": [MODEL_EMBEDDING], "threads": cores_allowed(),
+            "batches": str(self._folder / "sample.npz"), "repeats": repeats or self._repeats,
         }  # fmt: skip
         return _rate(run_module("stinfer_export.bench.ort_alone", spec, self._folder))
 
+
+class _Network:
+    """One network in all its precisions, which the same runs of PyTorch are compared with."""
+
+    def __init__(self, models: Sequence[Model], slide: BenchSlide, folder: Path) -> None:
+        self.models = [_Prepared(model, slide, folder / model.card.precision) for model in models]
+        self._architecture = models[0].architecture
+        self._slide, self._folder = slide, folder
+        # PyTorch is slower: about half as many in a second.
+        self._n_torch = int(min(max(self.models[0].rate / 2 * TORCH_S, MIN_PLACES), MAX_PLACES))
+
+    def round(self) -> list[Round]:
+        """Measure every way once; a round for each precision."""
+        of_timm = self._architecture != STAIN_TEXTURE
+        eager = self._torch(channels_last=False) if of_timm else None
+        measured = [(one.whole_run(one.centers_l0), one.ort()) for one in self.models]
+        channels_last = self._torch(channels_last=True) if of_timm else None
+        return [Round(run, ort, eager, channels_last) for run, ort in measured]
+
     def _torch(self, *, channels_last: bool) -> float:
-        centers: F64 = self._centers[: self._n_torch]
+        centers = self.models[0].centers_l0[: self._n_torch]
         spec = {
             "slide": str(self._slide.path), "centers_l0": centers.tolist(),
-            "side_l0": self._slide.side_l0()[0], "backbone": self._model.architecture,
-            "channels_last": channels_last, "batch_size": BATCH_SIZE, "threads": self._threads,
+            "side_l0": self._slide.side_l0()[0], "backbone": self._architecture,
+            "channels_last": channels_last, "batch_size": BATCH_SIZE, "threads": cores_allowed(),
         }  # fmt: skip
         return _rate(run_module("stinfer_export.bench.torch_pipeline", spec, self._folder))
 
@@ -168,12 +186,13 @@ def summarize(found: Sequence[tuple[Model, list[Round]]]) -> list[dict[str, Any]
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Lay out what `summarize` gave as Markdown."""
     header = [
-        "model", "PyTorch eager", "channels-last", "ONNX Runtime alone", "**whole `stinfer-run`**",
+        "model", "patches", "PyTorch eager", "channels-last", "ONNX Runtime alone", "**whole `stinfer-run`**",
         "times eager", "time, of alone's", "to first batch", "peak memory",
     ]  # fmt: skip
     cells = [
         [
             row["model"],
+            f"{row['n_patches']:,}",
             _shown(row.get("eager_per_second"), 1),
             _shown(row.get("channels_last_per_second"), 1),
             _shown(row["ort_per_second"], 1),
