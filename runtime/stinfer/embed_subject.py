@@ -14,7 +14,9 @@ from stinfer.embed import FieldOfView, iter_map_embeddings, iter_patch_embedding
 from stinfer.feature_map import CellSource, Progress, SlideCells, tissue_on
 from stinfer.files import sha256_file
 from stinfer.integrity import hash_arrays
-from stinfer.map_file import MapFile, MapRecipe, writing_map
+from stinfer.map_file import MapFile
+from stinfer.map_header import MapRecipe
+from stinfer.map_writer import writing_map
 from stinfer.open_bank import OpenBank
 from stinfer.places import Places
 from stinfer.record import Notices, software_versions

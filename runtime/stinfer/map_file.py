@@ -6,11 +6,10 @@ It is an HDF5 file that is also an AnnData object: a row of `X` per cell of tiss
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
-from collections.abc import Generator, Iterator
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Generator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import numpy as np
 
 from stinfer import h5ad
 from stinfer.bank import DAMAGE, Bank
-from stinfer.contract import F32, MAP_FORMAT_VERSION, MPP_MAX_UM, MPP_MIN_UM, U8, AnyArray, Bool
+from stinfer.contract import MAP_FORMAT_VERSION, MPP_MAX_UM, MPP_MIN_UM, AnyArray, Bool
 from stinfer.errors import (
     MapAlteredError,
     MapError,
@@ -29,10 +28,11 @@ from stinfer.errors import (
     MapVersionError,
     first_line,
 )
-from stinfer.feature_map import Band, CellSource, Progress
+from stinfer.feature_map import Band, Progress
 from stinfer.files import is_file
 from stinfer.integrity import array_header, hash_arrays, hash_json
 from stinfer.lattice import Lattice, lay_lattice
+from stinfer.map_header import MapRecipe, MapSubject, map_settings
 from stinfer.tissue import TissueMask
 
 # Rows of the lattice that are read at once.
@@ -44,187 +44,15 @@ _IMAGE_LIMIT_BYTES = 64 * 2**20
 _SHA256_DIGITS = 64
 
 
-@dataclass(frozen=True)
-class MapRecipe:
-    """What cells depend on beside the slide: a map is of use with banks of the same recipe.
-
-    Parameters
-    ----------
-    backbones, models_sha256, orientations, reductions : as in the bank's settings, joined by plus signs
-    um_per_px : as in the bank's settings
-    stain_sha256 : of the bank's stain; ``none`` where it has none
-    projection_sha256 : of the bank's projections; ``none`` where it has none
-    """
-
-    backbones: str
-    models_sha256: str
-    orientations: str
-    reductions: str
-    um_per_px: float
-    stain_sha256: str
-    projection_sha256: str
-
-    @classmethod
-    def of(cls, bank: Bank) -> MapRecipe:
-        """Take it from a bank."""
-        s, stain = bank.settings, bank.stain
-        projections = [hash_arrays(p) if p is not None else "none" for p in bank.projections]
-        return cls(
-            backbones="+".join(s.backbones),
-            models_sha256="+".join(s.models_sha256),
-            orientations="+".join(map(str, s.orientations)),
-            reductions="+".join(map(str, s.reductions)),
-            um_per_px=s.um_per_px,
-            stain_sha256="none" if stain is None else hash_arrays(stain.directions, stain.amounts),
-            projection_sha256="+".join(projections),
-        )
-
-    @classmethod
-    def read(cls, settings: dict[str, Any]) -> MapRecipe:
-        """Take it from a map's settings."""
-        return cls(**{field.name: _CASTS[str(field.type)](settings[field.name]) for field in fields(cls)})
-
-
-@dataclass(frozen=True)
-class MapSubject:
-    """The slide that a map is of.
-
-    Parameters
-    ----------
-    name, sha256 : of its file
-    size_l0 : width and height, level-0 px
-    mpp : µm per level-0 pixel, x and y
-    mpp_source : where the scale comes from
-    hires, lowres : (height, width, 3) uint8 RGB thumbnails
-    tissue : where its tissue is
-    """
-
-    name: str
-    sha256: str
-    size_l0: tuple[int, int]
-    mpp: tuple[float, float]
-    mpp_source: str
-    hires: U8
-    lowres: U8
-    tissue: TissueMask
-
-
-class MapWriter:
-    """Writes cells as they pass by.
-
-    Parameters
-    ----------
-    source : of the cells
-    new : the file
-    held : (n_rows, n_columns), cells to write
-    """
-
-    def __init__(self, source: CellSource, new: h5ad.NewFile, held: Bool) -> None:
-        self.lattice = source.lattice
-        self.n_written = 0
-        self.digest = hashlib.sha256()
-        self._source, self._new, self._held = source, new, held
-        self._cells: h5py.Dataset | None = None
-
-    def iter_bands(self, needed: Bool, progress: Progress | None) -> Generator[Band, None, None]:
-        """Give the source's bands and write their cells; see `stinfer.feature_map.CellSource`."""
-        with contextlib.closing(self._source.iter_bands(needed, progress)) as bands:
-            for band in bands:
-                self._write(band)
-                yield band
-
-    def _write(self, band: Band) -> None:
-        cells = band.features[self._held[band.first_row : band.first_row + len(band.features)]]
-        if self._cells is None:
-            shape = (int(self._held.sum()), cells.shape[1])
-            self._cells = h5ad.create_matrix(self._new.root, "X", shape, chunks=(1024, shape[1]))
-            self.digest.update(array_header(np.dtype(np.float32), shape))
-            channels = [f"channel_{i}" for i in range(shape[1])]
-            h5ad.write_table(self._new.root, "var", channels, {})
-        self._cells[self.n_written : self.n_written + len(cells)] = cells
-        self.digest.update(np.ascontiguousarray(cells, dtype="<f4").view(np.uint8).data)
-        self.n_written += len(cells)
-        self._new.check()
-
-
-@contextlib.contextmanager
-def writing_map(
-    path: Path, source: CellSource, held: Bool, tissue: F32, subject: MapSubject, recipe: MapRecipe
-) -> Iterator[MapWriter]:
-    """Write a map while its cells are used; complete when the block ends, or not there at all.
-
-    Parameters
-    ----------
-    path : where to write
-    source : of the cells
-    held : (n_rows, n_columns), cells to hold; all must be asked of the writer
-    tissue : (n_rows, n_columns), part of each cell that is tissue
-    subject : the slide
-    recipe : of the bank
-
-    Raises
-    ------
-    OutputWriteError
-        The disk is full, or the folder cannot be written.
-    """
-    lattice = source.lattice
-    rows, columns = np.nonzero(held)
-    with h5ad.new_file(path) as new:
-        writer = MapWriter(source, new, held)
-        yield writer
-        if writer.n_written != len(rows):
-            msg = f"{writer.n_written} of {len(rows)} cells were written"
-            raise RuntimeError(msg)
-        obs = {
-            "array_row": rows.astype(np.int32),
-            "array_col": columns.astype(np.int32),
-            "tissue_fraction": tissue[held],
-        }
-        names = [f"{column}x{row}" for row, column in zip(rows.tolist(), columns.tolist(), strict=True)]
-        h5ad.write_table(new.root, "obs", names, obs)
-        centers_um = (np.stack([columns, rows], axis=1) + 0.5) * lattice.cell_um
-        h5ad.write_array(new.root["obsm"], "spatial", centers_um / np.asarray(subject.mpp))
-        uns: dict[str, Any] = {
-            **_settings(lattice, subject, recipe),
-            "hires": subject.hires,
-            "lowres": subject.lowres,
-            "tissue_mask": subject.tissue.mask,
-            "tissue_origin": _tissue_origin(subject.tissue),
-        }
-        hashes = {
-            "settings": hash_json(_settings(lattice, subject, recipe)),
-            "cells": writer.digest.hexdigest(),
-            "places": hash_arrays(*obs.values()),
-            "images": hash_arrays(subject.hires, subject.lowres, subject.tissue.mask),
-        }
-        h5ad.write_mapping(new.root["uns"], "stinfer", {**uns, "hashes": hashes})
-
-
-def _settings(lattice: Lattice, subject: MapSubject, recipe: MapRecipe) -> dict[str, str | int | float]:
-    return {
-        "format_version": MAP_FORMAT_VERSION,
-        "kind": "map",
-        **asdict(recipe),
-        "cell_um": lattice.cell_um,
-        "n_rows": lattice.n_rows,
-        "n_columns": lattice.n_columns,
-        "slide_name": subject.name,
-        "slide_sha256": subject.sha256,
-        "width_px": subject.size_l0[0],
-        "height_px": subject.size_l0[1],
-        "mpp_x_um": subject.mpp[0],
-        "mpp_y_um": subject.mpp[1],
-        "mpp_source": subject.mpp_source,
-        "tissue_l0_per_px_x": subject.tissue.l0_per_px[0],
-        "tissue_l0_per_px_y": subject.tissue.l0_per_px[1],
-        "tissue_chroma_threshold": subject.tissue.threshold,
-    }
-
-
-def _tissue_origin(tissue: TissueMask) -> dict[str, str | int]:
-    """Say where the mask comes from; not of the settings, so that a map without it is still one."""
-    given = {"file": tissue.given_name, "sha256": tissue.given_sha256} if tissue.given_sha256 else {}
-    return {"n_pen_px": tissue.n_pen_px, **given}
+_RECIPE_WORDS = {
+    "models_sha256": "models' SHA-256",
+    "um_per_px": "µm per pixel",
+    "orientations": "number of orientations",
+    "reductions": "reduction",
+    "stain_sha256": "stain's SHA-256",
+    "projection_sha256": "projections' SHA-256",
+    "backbones": "backbones",
+}
 
 
 def is_map(path: Path) -> bool:
@@ -396,7 +224,7 @@ class MapFile:
         )
         images = hash_arrays(self.subject.hires, self.subject.lowres, mask.mask)
         found = {
-            "settings": hash_json(_settings(self.lattice, self.subject, self.recipe)),
+            "settings": hash_json(map_settings(self.lattice, self.subject, self.recipe)),
             "cells": _hash_rows(file["X"]),
             "places": hash_arrays(rows, columns, tissue),
             "images": images,
@@ -445,18 +273,6 @@ class MapFile:
         for cause, holds in checks.items():
             if not holds:
                 raise MapFormatError(self.path, cause)
-
-
-_RECIPE_WORDS = {
-    "models_sha256": "models' SHA-256",
-    "um_per_px": "µm per pixel",
-    "orientations": "number of orientations",
-    "reductions": "reduction",
-    "stain_sha256": "stain's SHA-256",
-    "projection_sha256": "projections' SHA-256",
-    "backbones": "backbones",
-}
-_CASTS = {"str": str, "float": float}
 
 
 def _short(value: object) -> str:

@@ -15,7 +15,8 @@ from stinfer.bank import Bank
 from stinfer.contract import U8
 from stinfer.errors import SettingError, SlideForeignError
 from stinfer.files import sha256_file
-from stinfer.map_file import MapFile, MapSubject, is_map
+from stinfer.map_file import MapFile, is_map
+from stinfer.map_header import MapSubject
 from stinfer.record import plain_name
 from stinfer.slide import Slide, open_slide
 from stinfer.slide_scale import BY_BANK, BY_USER

@@ -27,7 +27,9 @@ from stinfer.errors import (
 from stinfer.feature_map import Band, Progress
 from stinfer.integrity import hash_arrays, hash_json
 from stinfer.lattice import Lattice, lay_lattice
-from stinfer.map_file import MapFile, MapRecipe, MapSubject, is_map, writing_map
+from stinfer.map_file import MapFile, is_map
+from stinfer.map_header import MapRecipe, MapSubject
+from stinfer.map_writer import writing_map
 from stinfer.tissue import TissueMask
 
 BANK = Bank.open(Path(__file__).parents[1] / "data" / "board_map.h5")

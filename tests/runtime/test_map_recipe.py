@@ -11,7 +11,8 @@ import pytest
 import stinfer
 from stinfer.bank import Bank
 from stinfer.errors import MapForeignError
-from stinfer.map_file import MapFile, MapRecipe
+from stinfer.map_file import MapFile
+from stinfer.map_header import MapRecipe
 from stinfer.stain import Stain
 
 DATA = Path(__file__).parents[1] / "data"
