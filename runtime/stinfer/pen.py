@@ -32,11 +32,11 @@ def pen_colored(density: F32) -> Bool:
     -------
     (height, width)
     """
-    red, green, blue = density[..., 0], density[..., 1], density[..., 2]
+    red, green, blue = np.ascontiguousarray(np.moveaxis(density, 2, 0))
     is_blue = (red > _BLUE_DENSITY) & (red > _BLUE * green)
     is_navy = (red > _NAVY_DENSITY) & (red > _NAVY * green) & (blue < _NAVY_BLUE * red)
     least = np.minimum(red, blue)
     is_green = (least > _GREEN_DENSITY) & (green < _GREEN * least)
     is_red = (green > _RED_DENSITY) & (blue > _RED_BLUE * green) & (red < _RED_RED * green)
-    is_black = density.min(axis=2) > _BLACK_DENSITY
+    is_black = np.minimum(least, green) > _BLACK_DENSITY
     return np.asarray(is_blue | is_navy | is_green | is_red | is_black)

@@ -142,7 +142,7 @@ def find_tissue(slide: Slide) -> TissueMask:
     pen = _pen_strokes(density, um_per_px)
     # Without glass, tissue reaches from edge to edge: there are no two classes to tell apart.
     threshold = max(otsu_threshold(chroma[~pen]), CHROMA_FLOOR) if has_glass else CHROMA_FLOOR
-    is_colored = (chroma > threshold) & (density.sum(axis=2) > DENSITY_FLOOR)
+    is_colored = (chroma > threshold) & (density[..., 0] + density[..., 1] + density[..., 2] > DENSITY_FLOOR)
     stained = is_colored & ~pen
     gap_px, speck_px = (_radius_px(size_um, um_per_px) for size_um in (GAP_UM, SPECK_UM))
     mask = eroded(dilated(stained, gap_px), gap_px) & ~pen
@@ -172,8 +172,10 @@ def chroma_of(pixels: U8) -> F32:
     -------
     (height, width), 0 (grey) to 1
     """
-    spread = pixels.max(axis=2).astype(np.float32) - pixels.min(axis=2).astype(np.float32)
-    return np.asarray(spread / np.float32(255), dtype=np.float32)
+    # Channel by channel: numpy reduces an axis of three ten times as slowly.
+    red, green, blue = (pixels[..., channel] for channel in range(3))
+    largest, smallest = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
+    return np.asarray((largest - smallest).astype(np.float32) / np.float32(255))
 
 
 def brightest_color(pixels: U8) -> F64:
