@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from stinfer import h5ad
-from stinfer.bank import GENE_IDS, MEASURED, OWN_SECTION, RAW, Bank, hash_parts, model_names
-from stinfer.bank_parts import ANNOY
+from stinfer.bank import MEASURED, RAW, Bank, model_names
+from stinfer.bank_parts import ANNOY, GENE_IDS, OWN_SECTION, part_hashes
 from stinfer.contract import F64
 from stinfer.integrity import hash_arrays
 from stinfer.raw_embedding import RawEmbedding
@@ -50,7 +50,7 @@ def write_bank(
         blobs[ANNOY] = annoy
     version = bank.format_version
     hashes = {
-        **hash_parts(bank, version),
+        **{part: hash_of() for part, hash_of in part_hashes(bank, version).items()},
         RAW: hash_arrays(raw.codes, raw.middle, raw.step),
         **{name: hashlib.sha256(data).hexdigest() for name, data in blobs.items()},
     }

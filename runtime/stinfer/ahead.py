@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
 _END = object()
@@ -58,13 +58,29 @@ def in_parallel(tasks: Iterable[Callable[[], T]], n_workers: int) -> Generator[T
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-@contextlib.contextmanager
-def meanwhile(task: Callable[[], T]) -> Iterator[Future[T]]:
-    """Do something in another thread while the block runs; it has ended when the block has.
+class Meanwhile(Protocol):
+    """Takes things to do in another thread, one after the other."""
 
-    Yields
-    ------
-    what will come of it, or what it raises, once it is asked for
+    def __call__(self, task: Callable[[], T], /) -> Future[T]:
+        """Return what will come of it, or what it raises, once it is asked for."""
+
+
+@contextlib.contextmanager
+def meanwhile() -> Iterator[Meanwhile]:
+    """Do things in another thread while the block runs; it has ended when the block has.
+
+    What is being done then is waited for, and nothing else is begun.
     """
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="stinfer-meanwhile") as pool:
-        yield pool.submit(task)
+    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="stinfer-meanwhile")
+    try:
+        yield pool.submit
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def unless_failed(steps: Iterable[T], task: Future[Any]) -> Generator[T, None, None]:
+    """Give steps, but raise what a task meanwhile has raised as soon as it has."""
+    for step in steps:
+        if task.done():
+            task.result()
+        yield step

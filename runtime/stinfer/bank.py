@@ -5,18 +5,34 @@ Nothing in it is trusted before its hash is checked. The layout is `reference_ba
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 
 from stinfer import h5ad
-from stinfer.bank_parts import ANNOY, compare_hashes, hash_blob, part_of, read_blob
+from stinfer.bank_parts import (
+    ANNOY,
+    EXPRESSION,
+    GENE_IDS,
+    ONE_MODEL,
+    OWN_SECTION,
+    check_version,
+    compare_hashes,
+    hash_blob,
+    part_hashes,
+    part_of,
+    read_blob,
+    read_projections,
+    read_settings,
+    version_of,
+)
 from stinfer.bank_settings import BankSettings
-from stinfer.bank_shapes import check_shapes
+from stinfer.bank_shapes import check_expression, check_shapes
 from stinfer.contract import (
     BANK_FORMAT_VERSION,
     F32,
@@ -29,15 +45,14 @@ from stinfer.contract import (
 from stinfer.coverage import Coverage
 from stinfer.errors import (
     BankAlteredError,
-    BankError,
     BankFormatError,
     BankNotFoundError,
-    BankVersionError,
     ModelFormatError,
+    StInferError,
     first_line,
 )
 from stinfer.files import is_file, sha256_file
-from stinfer.integrity import hash_arrays, hash_json
+from stinfer.integrity import hash_arrays
 from stinfer.metric import AffineMetric
 from stinfer.own_section import OwnSection
 from stinfer.raw_embedding import RawEmbedding
@@ -48,7 +63,6 @@ from stinfer.stored_array import StoredArray
 RAW = "raw_embedding"
 # Which genes each origin measures.
 MEASURED = "measured"
-OWN_SECTION = "own_section"
 # HDF5, h5py and numpy speak of damage in all of these; whichever it is, the file is no whole bank.
 DAMAGE = (
     OSError,
@@ -62,10 +76,6 @@ DAMAGE = (
     MemoryError,
 )
 _EVERYTHING = 1 << 62
-# The last version that had one model.
-_ONE_MODEL = 2
-# The one column of `var` that is text; scanpy calls it so too.
-GENE_IDS = "gene_ids"
 
 
 @dataclass(frozen=True)
@@ -123,7 +133,8 @@ class Bank:
         ----------
         path : the bank
         held_bytes : expression and embeddings that are larger, each, stay in the file, and are read from
-            there as they are needed; None to hold everything
+            there as they are needed. Expression that does is not checked yet, see `check_stored`, and models
+            are checked as they are read. None to hold, and check, everything
 
         Raises
         ------
@@ -135,45 +146,73 @@ class Bank:
         path = Path(path)
         if not is_file(path):
             raise BankNotFoundError(path)
-        try:
+        with _damage_told(path):
             with h5py.File(path, "r") as file:
                 h5ad.refuse_links(file)
-                bank = _read(path, file, _check_version(path, file), held_bytes)
-                for name in (*model_names(bank.settings, _version(file)), ANNOY):
-                    found = hash_blob(file, name) if name in file["uns/stinfer"] else "none"
-                    compare_hashes(path, name, bank.hashes.get(name, "none"), found)
+                version = check_version(path, file)
+                bank = _read(path, file, version, _EVERYTHING if held_bytes is None else held_bytes)
+                bank._compare(part_hashes(bank, version), held=True)
+                for name in (*model_names(bank.settings, version), ANNOY):
+                    written, found = bank.hashes.get(name, "none"), "none"
+                    if name in file["uns/stinfer"]:
+                        is_read_later = held_bytes is not None and name != ANNOY
+                        found = written if is_read_later else hash_blob(file, name)
+                    compare_hashes(path, name, written, found)
             check_shapes(bank)
-        except BankError:
-            raise
-        except h5ad.UnreadableError as error:
-            raise BankAlteredError(path, part_of(error.name), str(error)) from error
-        except DAMAGE as error:
-            raise BankFormatError(
-                path, f"it is cut short, damaged or no bank ({first_line(error)})"
-            ) from error
+            if not bank.expression.is_stored:
+                check_expression(bank)
         return bank
 
-    def models(self) -> list[bytes]:
-        """Return the ONNX files, from the bank or from beside it.
+    def check_stored(self) -> None:
+        """Check the expression that stayed in the file: nothing else of a bank is used unchecked.
 
         Raises
         ------
+        BankAlteredError, BankFormatError
+            It is not what was written, or no expression.
+        """
+        if self.expression.is_stored:
+            with _damage_told(self.path):
+                self._compare(part_hashes(self), held=False)
+                check_expression(self)
+
+    def _compare(self, found: Mapping[str, Callable[[], str]], *, held: bool) -> None:
+        """Compare the hashes of what was read, or of the expression that was not."""
+        for part, hash_of in found.items():
+            if (part == EXPRESSION and self.expression.is_stored) != held:
+                compare_hashes(self.path, part, self.hashes.get(part, "none"), hash_of())
+
+    def models(self) -> list[bytes]:
+        """Read the ONNX files, from the bank or from beside it, and check them.
+
+        Raises
+        ------
+        BankAlteredError
+            One is not what was written.
         BankFormatError
             One was left out, and the file of its hash is not beside the bank.
         ModelFormatError
-            The file beside the bank is another model.
+            One is not the model that made the bank's embeddings.
         """
-        found = []
-        with h5py.File(self.path, "r") as file:
-            names = model_names(self.settings, _version(file))
+        found: dict[str, bytes] = {}
+        with _damage_told(self.path), h5py.File(self.path, "r") as file:
+            names = model_names(self.settings, version_of(file))
             for name, backbone, sha256 in zip(
                 names, self.settings.backbones, self.settings.models_sha256, strict=True
             ):
-                if name in file["uns/stinfer"]:
-                    found.append(read_blob(file, name))
-                else:
-                    found.append(self._model_beside(backbone, sha256))
-        return found
+                if name in found:
+                    continue
+                if name not in file["uns/stinfer"]:
+                    found[name] = self._model_beside(backbone, sha256)
+                    continue
+                found[name] = read_blob(file, name)
+                digest = hashlib.sha256(found[name]).hexdigest()
+                compare_hashes(self.path, name, self.hashes.get(name, "none"), digest)
+                if digest != sha256:
+                    source = f"of bank {self.path}"
+                    cause = f"its SHA-256 is not the {sha256} that made the bank's embeddings"
+                    raise ModelFormatError(source, cause)
+        return [found[name] for name in names]
 
     def _model_beside(self, backbone: str, sha256: str) -> bytes:
         named = [self.path.with_name(f"{backbone}{suffix}") for suffix in MODEL_SUFFIXES.values()]
@@ -283,80 +322,26 @@ class Bank:
 
 def model_names(settings: BankSettings, version: int = BANK_FORMAT_VERSION) -> list[str]:
     """Return what the models are called in `uns/stinfer`."""
-    if version <= _ONE_MODEL:
+    if version <= ONE_MODEL:
         return ["model"]
     # One that is used more than once is kept once.
     return [f"model_{settings.models_sha256.index(sha256)}" for sha256 in settings.models_sha256]
 
 
-def hash_parts(bank: Bank, version: int = BANK_FORMAT_VERSION) -> dict[str, str]:
-    """Hash every part of a bank, as a version has them, but its blobs."""
-    texts = [list(bank.spots), list(bank.sections), list(bank.patients)]
-    sparse = bank.expression
-    projections = [projection for projection in bank.projections if projection is not None]
-    gene_columns = _hash_columns(bank.gene_columns)
-    if bank.gene_ids is not None:
-        gene_columns[GENE_IDS] = hash_json(list(bank.gene_ids))
-    parts = {
-        "settings": hash_json(bank.settings.to_mapping(version)),
-        "genes": hash_json([list(bank.genes), gene_columns]),
-        "spots": hash_json([texts, _hash_columns(bank.spot_columns), hash_arrays(bank.spatial)]),
-        "expression": hash_arrays(sparse.data, sparse.indices, sparse.indptr),
-        "embedding": hash_arrays(bank.embedding),
-        "metric": hash_arrays(bank.metric.mean, bank.metric.components, *projections),
-        "calibration": hash_arrays(bank.distance_quantiles),
-    }
-    if bank.origins is not None and sparse.coverage is not None:
-        measured = np.ascontiguousarray(sparse.coverage.measured.T)
-        parts["origins"] = hash_json([list(bank.origins), hash_arrays(measured)])
-    if bank.stain is not None:
-        parts["stain"] = hash_arrays(bank.stain.directions, bank.stain.amounts)
-    if bank.own_section is not None:
-        parts[OWN_SECTION] = hash_json(bank.own_section.to_mapping())
-    return parts
+@contextlib.contextmanager
+def _damage_told(path: Path) -> Iterator[None]:
+    """Say in our words what HDF5 says of a damaged file."""
+    try:
+        yield
+    except StInferError:
+        raise
+    except h5ad.UnreadableError as error:
+        raise BankAlteredError(path, part_of(error.name), str(error)) from error
+    except DAMAGE as error:
+        raise BankFormatError(path, f"it is cut short, damaged or no bank ({first_line(error)})") from error
 
 
-def _hash_columns(columns: dict[str, AnyArray]) -> dict[str, str]:
-    return {name: hash_arrays(values) for name, values in columns.items()}
-
-
-def _version(file: h5py.File) -> int:
-    return int(h5ad.read_scalars(file["uns/stinfer"])["format_version"])
-
-
-def _check_version(path: Path, file: h5py.File) -> int:
-    scalars = h5ad.read_scalars(file["uns/stinfer"]) if "uns/stinfer" in file else {}
-    if scalars.get("kind") != "bank":
-        cause = "it is an HDF5 file, but no bank"
-        raise BankFormatError(path, cause)
-    version = int(scalars["format_version"])
-    if not 1 <= version <= MERGED_BANK_VERSION:
-        raise BankVersionError(path, version, MERGED_BANK_VERSION)
-    return version
-
-
-def _read_settings(uns: h5py.Group, version: int) -> BankSettings:
-    values: dict[str, Any] = dict(h5ad.read_scalars(uns))
-    if version > 1:
-        values["fov_um"] = h5ad.read_array(uns, "fov_um").tolist()
-    if version > _ONE_MODEL:
-        values["backbones"] = h5ad.read_strings(uns, "backbones")
-        values["models_sha256"] = h5ad.read_strings(uns, "models_sha256")
-        for name in ("orientations", "reductions"):
-            values[name] = h5ad.read_array(uns, name).tolist()
-    return BankSettings.from_mapping(values)
-
-
-def _read_projections(uns: h5py.Group, settings: BankSettings, version: int) -> tuple[F32 | None, ...]:
-    if version == 1:
-        return (None,)
-    if version == _ONE_MODEL:
-        return (h5ad.read_array(uns, "projection") if "projection" in uns else None,)
-    names = [f"projection_{i}" for i in range(len(settings.backbones))]
-    return tuple(h5ad.read_array(uns, name) if name in uns else None for name in names)
-
-
-def _read(path: Path, file: h5py.File, version: int, held_bytes: int | None) -> Bank:
+def _read(path: Path, file: h5py.File, version: int, held_bytes: int) -> Bank:
     uns = file["uns/stinfer"]
     var, obs, x = file["var"], file["obs"], file["X"]
     if x.attrs["encoding-type"] != "csr_matrix":
@@ -369,7 +354,6 @@ def _read(path: Path, file: h5py.File, version: int, held_bytes: int | None) -> 
         origins = tuple(h5ad.read_categories(obs, "origin"))
         codes = np.unique(np.asarray(origins), return_inverse=True)[1].astype(np.int64)
         coverage = Coverage(codes, np.ascontiguousarray(h5ad.read_array(file["varm"], MEASURED).T))
-    held_bytes = _EVERYTHING if held_bytes is None else held_bytes
     sparse = Sparse(
         h5ad.open_array(x, "data", held_bytes),
         h5ad.open_array(x, "indices", held_bytes),
@@ -377,14 +361,14 @@ def _read(path: Path, file: h5py.File, version: int, held_bytes: int | None) -> 
         int(x.attrs["shape"][1]),
         coverage,
     )
-    settings = _read_settings(uns, version)
+    settings = read_settings(uns, version)
     stain = None
     if settings.stain != "none":
         stain = Stain(h5ad.read_array(uns, "stain_directions"), h5ad.read_array(uns, "stain_amounts"))
     own = None
-    if version > _ONE_MODEL and OWN_SECTION in uns:
+    if version > ONE_MODEL and OWN_SECTION in uns:
         own = OwnSection.from_mapping(h5ad.read_scalars(uns[OWN_SECTION]))
-    bank = Bank(
+    return Bank(
         path=path,
         settings=settings,
         genes=tuple(h5ad.read_strings(var, "_index")),
@@ -401,7 +385,7 @@ def _read(path: Path, file: h5py.File, version: int, held_bytes: int | None) -> 
         expression=sparse,
         embedding=h5ad.open_array(file["obsm"], "embedding", held_bytes),
         metric=AffineMetric(h5ad.read_array(uns, "metric_mean"), h5ad.read_array(uns, "metric_components")),
-        projections=_read_projections(uns, settings, version),
+        projections=read_projections(uns, settings, version),
         stain=stain,
         distance_quantiles=h5ad.read_array(uns, "distance_quantiles"),
         hashes={key: str(value) for key, value in h5ad.read_scalars(uns["hashes"]).items()},
@@ -409,6 +393,3 @@ def _read(path: Path, file: h5py.File, version: int, held_bytes: int | None) -> 
         origins=origins,
         own_section=own,
     )
-    for part, found in hash_parts(bank, version).items():
-        compare_hashes(path, part, bank.hashes.get(part, "none"), found)
-    return bank

@@ -43,7 +43,6 @@ def check_shapes(bank: Bank) -> None:
         "its expression does not fit its spots and genes": (
             len(sparse.indptr) == n_refs + 1 and sparse.n_columns == n_genes
         ),
-        "its expression matrix is no valid CSR": sparse.is_valid(),
         "its embeddings do not fit its spots": len(bank.embedding) == n_refs,
         "its spots' coordinates do not fit": bank.spatial.shape == (n_refs, 2),
         "its gene symbols repeat": len(set(bank.genes)) == n_genes,
@@ -76,8 +75,25 @@ def check_shapes(bank: Bank) -> None:
     _check_coverage(bank)
 
 
+def check_expression(bank: Bank) -> None:
+    """Refuse expression that is none, whatever its hash says.
+
+    Raises
+    ------
+    BankFormatError
+        It says why.
+    """
+    sparse = bank.expression
+    if not sparse.is_valid():
+        raise BankFormatError(bank.path, "its expression matrix is no valid CSR")
+    if not all(np.isfinite(block).all() for block in iter_blocks(sparse.data)):
+        raise BankFormatError(bank.path, "it holds values that are not finite")
+    if not sparse.is_covered():
+        raise BankFormatError(bank.path, "it has values of genes that their origin does not measure")
+
+
 def _check_coverage(bank: Bank) -> None:
-    coverage, sparse = bank.expression.coverage, bank.expression
+    coverage = bank.expression.coverage
     if coverage is None or bank.origins is None:
         return
     measured = coverage.measured
@@ -87,15 +103,14 @@ def _check_coverage(bank: Bank) -> None:
     if measured.dtype != np.bool_ or measured.shape != (len(bank.origin_names), len(bank.genes)):
         cause = "what its origins measure does not fit its genes"
         raise BankFormatError(bank.path, cause)
-    if not measured.any(axis=0).all() or not sparse.is_covered():
-        cause = "it has genes that no origin measures, or values of genes that their origin does not"
-        raise BankFormatError(bank.path, cause)
+    if not measured.any(axis=0).all():
+        raise BankFormatError(bank.path, "it has genes that no origin measures")
 
 
 def _types_fit(bank: Bank) -> bool:
     integers = (bank.expression.indices, bank.expression.indptr)
     return (
-        all(values.dtype == np.float32 for values in _floats(bank))
+        all(values.dtype == np.float32 for values in [bank.expression.data, *_floats(bank)])
         and all(values.dtype.kind == "i" for values in integers)
         and bank.spatial.dtype == np.float64
     )
@@ -103,7 +118,6 @@ def _types_fit(bank: Bank) -> bool:
 
 def _floats(bank: Bank) -> list[AnyArray | StoredArray]:
     return [
-        bank.expression.data,
         *(bank.embedding, bank.metric.mean, bank.metric.components),
         *(projection for projection in bank.projections if projection is not None),
         bank.distance_quantiles,

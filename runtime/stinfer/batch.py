@@ -117,7 +117,8 @@ def predict_slides(
         for chosen in (genes, *([gene] for gene in drawn)):
             accuracy = opened.bank.gene_columns.get("cv_pearson")
             select_genes(chosen, opened.bank.genes, opened.bank.gene_ids, accuracy=accuracy)
-        _ = opened.encoders, opened.searcher  # what is wrong with them is wrong for all slides
+        # What is wrong with them is wrong for all slides.
+        _ = opened.encoders, opened.searcher, opened.expression
         folder = Path() if out_dir is None else Path(out_dir)
         make_folder(folder)
         named = name_outputs(slides, folder, names)

@@ -208,8 +208,8 @@ def open_encoders(bank: Bank, *, device: Device, threads: int | None) -> Encoder
     ------
     ModelFormatError
         One is not the model that made the bank's embeddings, or none at all.
-    BankFormatError
-        A model was left out of the bank and is not beside it.
+    BankAlteredError, BankFormatError
+        As `Bank.models`.
     """
     source, settings = f"of bank {bank.path}", bank.settings
     members = []
@@ -223,11 +223,10 @@ def open_encoders(bank: Bank, *, device: Device, threads: int | None) -> Encoder
         strict=True,
     ):
         if sha256 not in loaded:
-            loaded[sha256] = Encoder(model, source, pooling=settings.pooling, device=device, threads=threads)
+            loaded[sha256] = Encoder(
+                model, source, sha256=sha256, pooling=settings.pooling, device=device, threads=threads
+            )
         encoder = loaded[sha256]
-        if encoder.sha256 != sha256:
-            cause = f"its SHA-256 is not the {sha256} that made the bank's embeddings"
-            raise ModelFormatError(source, cause)
         size_px = encoder.card.input_size_px
         if settings.pooling == "patch" and len(settings.backbones) == 1 and size_px != settings.patch_px:
             cause = f"it takes {size_px} px, the bank was made with {settings.patch_px}"

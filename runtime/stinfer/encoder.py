@@ -50,6 +50,7 @@ class Encoder:
     ----------
     model : bytes of the ONNX file
     source : where they come from, for messages
+    sha256 : of the bytes, where that is known
     pooling : what it will encode: with ``map`` large regions, for which memory is kept more tightly
     device : ``cuda`` insists, ``auto`` takes CUDA where it works
     threads : cores to use; by default those this process may use
@@ -80,12 +81,13 @@ class Encoder:
         model: bytes,
         source: str,
         *,
+        sha256: str | None = None,
         pooling: Pooling = "patch",
         device: Device = "auto",
         threads: int | None = None,
     ) -> None:
         check_choice("device", device, get_args(Device))
-        self.sha256 = hashlib.sha256(model).hexdigest()
+        self.sha256 = sha256 or hashlib.sha256(model).hexdigest()
         self._source = source
         self.fallback = ""
         installed = ort.get_available_providers()
@@ -219,28 +221,32 @@ class Encoder:
 def _load(
     model: bytes, source: str, providers: list[str], threads: int, *, large: bool = False
 ) -> ort.InferenceSession:
+    options = ort.SessionOptions()
     try:
         forbidden = find_forbidden(model)
+        keep_sums_exact(options, model)
     except ValueError as error:
         raise ModelFormatError(source, f"it is no ONNX file: {error}") from error
     if forbidden:
         raise ModelFormatError(source, forbidden)
-    options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # its fallbacks are checked and reported by us
     options.add_session_config_entry(SHARED_MEMORY, "1")
     # Threads that wait busily for what to encode next keep the cores from what reads, searches and averages.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    keep_sums_exact(options, model)
     if large:
         # Regions differ in size: a plan of memory for each size would double what is held.
         options.enable_mem_pattern = False
     # Else bytes that begin as ONNX Runtime's own format are loaded as that, unseen by the guard.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     try:
-        return ort.InferenceSession(model, options, providers=providers)
+        session = ort.InferenceSession(model, options, providers=providers)
     except ORT_ERRORS as error:
         raise ModelFormatError(source, f"ONNX Runtime cannot load it: {first_line(error)}") from error
+    # It would keep the file's bytes, to go on in silence with another provider after an error.
+    session.disable_fallback()
+    vars(session).pop("_model_bytes", None)
+    return session
 
 
 def _read_card(session: ort.InferenceSession, source: str) -> ModelCard:

@@ -28,6 +28,8 @@ _CHILDREN: dict[str, dict[int, str]] = {
 }
 # Where a message names the domain of its operators.
 _DOMAIN_FIELD = {"opset": 1, "node": 7}
+# Of a node: what it computes.
+_OPERATOR = 4
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14
 # Of a model: operators that are made of others, and may bear the name of one of ONNX's.
 _FUNCTION = 25
@@ -48,25 +50,36 @@ def find_forbidden(model: bytes) -> str | None:
     ValueError
         The bytes are no protobuf message.
     """
-    data = memoryview(model)
-    pending = [("model", data)]
+    for kind, field, value in _walk(model):
+        if kind == "tensor" and ((field == _EXTERNAL_DATA) or (field == _DATA_LOCATION and value != 0)):
+            return "it keeps weights in another file"
+        if not isinstance(value, memoryview):
+            continue
+        if _DOMAIN_FIELD.get(kind) == field and bytes(value) not in _STANDARD_DOMAINS:
+            return f"it uses operators of {bytes(value[:40]).decode(errors='replace')!r}, not of ONNX alone"
+        if kind == "model" and field == _FUNCTION:
+            return "it defines functions of its own"
+    return None
+
+
+def uses_operator(model: bytes, name: str) -> bool:
+    """Say whether a model has an operator of some name anywhere; raises as `find_forbidden`."""
+    return any(
+        kind == "node" and field == _OPERATOR and isinstance(value, memoryview) and value == name.encode()
+        for kind, field, value in _walk(model)
+    )
+
+
+def _walk(model: bytes) -> Iterator[tuple[str, int, int | memoryview]]:
+    """Give every field of every message that matters: the kind of message, number and value."""
+    pending = [("model", memoryview(model))]
     while pending:
         kind, message = pending.pop()
         for field, value in _fields(message):
-            if kind == "tensor" and ((field == _EXTERNAL_DATA) or (field == _DATA_LOCATION and value != 0)):
-                return "it keeps weights in another file"
-            if not isinstance(value, memoryview):
-                continue
-            if _DOMAIN_FIELD.get(kind) == field and bytes(value) not in _STANDARD_DOMAINS:
-                return (
-                    f"it uses operators of {bytes(value[:40]).decode(errors='replace')!r}, not of ONNX alone"
-                )
-            if kind == "model" and field == _FUNCTION:
-                return "it defines functions of its own"
+            yield kind, field, value
             child = _CHILDREN[kind].get(field)
-            if child is not None:
+            if child is not None and isinstance(value, memoryview):
                 pending.append((child, value))
-    return None
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:

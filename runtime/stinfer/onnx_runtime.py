@@ -14,6 +14,7 @@ import os
 import numpy as np
 
 from stinfer.errors import ExtraMissingError
+from stinfer.onnx_guard import uses_operator
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
@@ -71,7 +72,7 @@ def keep_sums_exact(options: ort.SessionOptions, model: bytes) -> None:
     options : of the session to come
     model : ONNX file
     """
-    if b"DequantizeLinear" in model and sums_are_cut():
+    if uses_operator(model, "DequantizeLinear") and sums_are_cut():
         options.add_session_config_entry(_EXACT_INTEGERS, "1")
 
 

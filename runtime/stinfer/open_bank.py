@@ -17,6 +17,7 @@ from stinfer.neighbors import Search, SearchChoice, choose_search
 from stinfer.origin_search import OriginSearch
 from stinfer.predict import Weighting, domain_distance, neighbor_weights
 from stinfer.signing import accepted_keys, verify_signature
+from stinfer.sparse import Sparse
 from stinfer.voters import OriginNeighbors
 
 # Of the bank's expression and embeddings, each: what is larger stays in its file.
@@ -24,7 +25,7 @@ HELD_BYTES = 64 << 20
 
 
 class OpenBank:
-    """A checked bank; its models and its search are loaded when they are first asked for.
+    """A bank whose models, search and expression are loaded, and checked, when they are first asked for.
 
     Parameters
     ----------
@@ -81,6 +82,12 @@ class OpenBank:
     def searcher(self) -> Search:
         """What finds neighbors among the references; raises as `choose_search`."""
         return choose_search(self._search, self.bank)
+
+    @cached_property
+    def expression(self) -> Sparse:
+        """The bank's expression, checked; raises as `Bank.check_stored`."""
+        self.bank.check_stored()
+        return self.bank.expression
 
     @cached_property
     def origins(self) -> OriginSearch | None:

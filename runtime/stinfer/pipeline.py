@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, get_args
 
 import numpy as np
 
-from stinfer.ahead import meanwhile
+from stinfer.ahead import meanwhile, unless_failed
 from stinfer.bank import Bank
 from stinfer.checkpoint import Checkpoint
 from stinfer.contract import I64
@@ -215,7 +215,12 @@ def predict_slide(
         stack.enter_context(locked(to.together))
         # Another run may have ended since.
         to.refuse_existing(overwrite=overwrite)
-        with stage("open"), timed(clock, "open"), meanwhile(lambda: opened.encoders) as loaded:
+        # In another thread, while the slide is opened and the first patches are encoded.
+        also = stack.enter_context(meanwhile())
+        loaded, checked, hashed = (
+            also(lambda: opened.encoders), also(lambda: opened.expression), also(lambda: opened.sha256),
+        )  # fmt: skip
+        with stage("open"), timed(clock, "open"):
             subject = stack.enter_context(open_subject(slide, mpp, tissue_mask, opened_bank))
         is_map_file = isinstance(subject.source, MapFile)
         fingerprint = slide_fingerprint(subject.path, None if is_map_file else subject.sha256)
@@ -229,6 +234,8 @@ def predict_slide(
                 raise SettingError(what, "leave it out")
         if isinstance(subject.source, Slide):
             subject.source.clock = clock
+        with timed(clock, "tissue"):
+            tissue = subject.tissue()
         with timed(clock, "open"):
             encoders, searcher = loaded.result(), opened.searcher
         stack.callback(encoders.release_memory)
@@ -238,7 +245,7 @@ def predict_slide(
             pitch_um = float(settings.pitch_um if pitch_um is None else pitch_um)
             try:
                 with timed(clock, "tissue"):
-                    places = places_on_grid(subject, subject.tissue(), pitch_um, finest_um)
+                    places = places_on_grid(subject, tissue, pitch_um, finest_um)
             except NoTissueError:
                 if to.preview is not None:
                     draw_run_preview(to.preview, subject, None)
@@ -272,12 +279,13 @@ def predict_slide(
         stack.enter_context(contextlib.closing(embeddings))
         with stage("embed and search") as counts:
             distance = np.empty(len(places.names), dtype=np.float32)
-            for some, embedding in gathered(embeddings, searcher.queries_at_once):
+            for some, embedding in gathered(unless_failed(embeddings, checked), searcher.queries_at_once):
                 with timed(clock, "search"):
                     queries = opened_bank.comparable(embedding, places.centers_l0[some])
                     found, distance[some] = opened.find(queries, k, weighting, by_origin=n_origins > 0)
                     neighbors.write(some, found)
             counts["n_spots"] = len(places.names)
+            checked.result()
         columns = domain_columns(distance, opened_bank, notices)
         arguments = {
             "k": k,
@@ -287,7 +295,7 @@ def predict_slide(
             "device": device,
             "provider": encoders.provider,
             "batch_size": batch_size,
-            "request_sha256": request_sha256(fingerprint, opened.sha256, asked),
+            "request_sha256": request_sha256(fingerprint, hashed.result(), asked),
             **({} if opened.model is None else _model_record(opened.model, cosine)),
         }
         table = PredictionTable(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from stinfer import h5ad
-from stinfer.bank import GENE_IDS
+from stinfer.bank_parts import GENE_IDS
 from stinfer.contract import F32, F64, I64, U8, AnyArray, Bool
 from stinfer.files import written_beside
 from stinfer.neighbor_file import NeighborFile, Neighbors

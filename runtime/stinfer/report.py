@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from stinfer.bank import OWN_SECTION, Bank
+from stinfer.bank import Bank
+from stinfer.bank_parts import OWN_SECTION
 from stinfer.contract import F32, I64, PREDICTION_FORMAT_VERSION, AnyArray
 from stinfer.encoder_stack import EncoderStack
 from stinfer.files import sha256_file

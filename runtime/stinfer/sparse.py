@@ -70,6 +70,11 @@ class Sparse:
             total += np.bincount(self.indices[entries], weights=self.data[entries], minlength=self.n_columns)
         return np.asarray(total[chosen] / max(len(self.indptr) - 1, 1), dtype=np.float32)
 
+    @property
+    def is_stored(self) -> bool:
+        """Whether values stay in their file."""
+        return isinstance(self.data, StoredArray) or isinstance(self.indices, StoredArray)
+
     def is_valid(self) -> bool:
         """Say whether rows follow each other and columns ascend in every row."""
         if not (

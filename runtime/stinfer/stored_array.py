@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -74,24 +76,35 @@ class StoredArray:
         found = np.empty((n_rows, *self.shape[1:]), dtype=self.dtype)
         target = found.reshape(-1).view(np.uint8).data
         at = 0
+        with self._opened() as file:
+            for first, last in ranges:
+                end = at + (last - first) * row_bytes
+                file.seek(self.offset + first * row_bytes)
+                while at < end:
+                    n_read = file.readinto(target[at:end])
+                    if not n_read:
+                        raise BankAlteredError(self.path, "file", "it is cut short")
+                    at += n_read
+        return found
+
+    def to_bytes(self) -> bytes:
+        """Read all values as bytes, which are held once; raises as indexing does."""
+        with self._opened() as file, io.BufferedReader(file) as buffered:
+            buffered.seek(self.offset)
+            return buffered.read(self.dtype.itemsize * self.size)
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[io.FileIO]:
+        """Open the file anew: no handle is shared between threads, and none is left open."""
         try:
-            # Opened anew each time: no handle is shared between threads, and none is left open.
             with self.path.open("rb", buffering=0) as file:
                 if _identity(os.fstat(file.fileno())) != self._identity:
                     raise BankAlteredError(
                         self.path, "file", "it was replaced or written while it was in use"
                     )
-                for first, last in ranges:
-                    end = at + (last - first) * row_bytes
-                    file.seek(self.offset + first * row_bytes)
-                    while at < end:
-                        n_read = file.readinto(target[at:end])
-                        if not n_read:
-                            raise BankAlteredError(self.path, "file", "it is cut short")
-                        at += n_read
+                yield file
         except OSError as error:
             raise BankAlteredError(self.path, "file", f"it cannot be read: {error.strerror}") from error
-        return found
 
 
 def _identity(status: os.stat_result) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from stinfer.ahead import ahead, in_parallel, meanwhile
+from stinfer.ahead import ahead, in_parallel, meanwhile, unless_failed
 from stinfer.errors import SlideUnreadableError
 
 
@@ -199,11 +199,57 @@ def test_what_is_done_meanwhile_has_ended_with_the_block() -> None:
         go_on.wait(10)
         return 7
 
-    with meanwhile(slow) as found:
+    with meanwhile() as also:
+        found = also(slow)
         assert not found.done()
         go_on.set()
     assert found.result() == 7
-    with pytest.raises(RuntimeError, match="the block's"), meanwhile(lambda: 1 // 0) as failed:
-        raise RuntimeError("the block's")  # noqa: EM101
+    with meanwhile() as also:
+        failed = also(lambda: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         failed.result()
+
+
+def test_things_meanwhile_are_done_one_after_the_other_and_none_is_begun_after_the_block() -> None:
+    waiting = threading.Event()
+    done: list[int] = []
+
+    def slow() -> None:
+        waiting.set()
+        time.sleep(0.1)
+        done.append(1)
+
+    def block() -> None:
+        with meanwhile() as also:
+            also(slow)
+            also(lambda: done.append(2))
+            waiting.wait(10)
+            raise RuntimeError("the block's")  # noqa: EM101
+
+    with pytest.raises(RuntimeError, match="the block's"):
+        block()
+    assert done == [1]
+    with meanwhile() as also:
+        also(slow)
+        also(lambda: done.append(3)).result()
+    assert done == [1, 1, 3]
+
+
+def test_steps_go_on_until_a_task_meanwhile_has_failed() -> None:
+    go_on = threading.Event()
+
+    def fail() -> None:
+        go_on.wait(10)
+        raise SlideUnreadableError(Path("slide.svs"), "a tile is damaged")
+
+    with meanwhile() as also:
+        task = also(fail)
+        given = unless_failed(range(5), task)
+        assert [next(given), next(given)] == [0, 1]
+        go_on.set()
+        wait_until(task.done)
+        with pytest.raises(SlideUnreadableError, match="a tile is damaged"):
+            next(given)
+        fine = also(lambda: None)
+        wait_until(fine.done)
+        assert list(unless_failed(range(3), fine)) == [0, 1, 2]
