@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Any, Protocol, TypeVar
@@ -78,9 +78,12 @@ def meanwhile() -> Iterator[Meanwhile]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def unless_failed(steps: Iterable[T], task: Future[Any]) -> Generator[T, None, None]:
-    """Give steps, but raise what a task meanwhile has raised as soon as it has."""
+def unless_failed(steps: Iterable[T], tasks: Sequence[Future[Any]]) -> Generator[T, None, None]:
+    """Give steps, and raise what a task has raised meanwhile as soon as it has, or when all have ended."""
     for step in steps:
-        if task.done():
-            task.result()
+        for task in tasks:
+            if task.done():
+                task.result()
         yield step
+    for task in tasks:
+        task.result()

@@ -29,7 +29,7 @@ _DIRECTORY_BYTES = 1024
 
 _SCHEMA = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
 _NAMESPACE = "stinfer.prediction"
-_UNSAFE = re.compile("[^\u0020-\ud7ff\ue000-\ufffd]")
+_UNSAFE = "[^\u0020-\ud7ff\ue000-\ufffd]"
 
 
 @dataclass(frozen=True)
@@ -245,4 +245,4 @@ def _add(parent: ElementTree.Element, tag: str, **attributes: str) -> ElementTre
 
 def _printable(text: str) -> str:
     """Replace what XML or Bio-Formats cannot hold: control characters, halves of pairs, beyond 16 bits."""
-    return _UNSAFE.sub("\ufffd", text)
+    return re.sub(_UNSAFE, "\ufffd", text)

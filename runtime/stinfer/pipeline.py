@@ -215,11 +215,10 @@ def predict_slide(
         stack.enter_context(locked(to.together))
         # Another run may have ended since.
         to.refuse_existing(overwrite=overwrite)
-        # In another thread, while the slide is opened and the first patches are encoded.
-        also = stack.enter_context(meanwhile())
-        loaded, checked, hashed = (
-            also(lambda: opened.encoders), also(lambda: opened.expression), also(lambda: opened.sha256),
-        )  # fmt: skip
+        # One after the other, while the slide is opened and the first patches are encoded.
+        of_bank = stack.enter_context(meanwhile())
+        loaded = of_bank(lambda: opened.encoders)
+        checked, hashed = of_bank(lambda: opened.expression), of_bank(lambda: opened.sha256)
         with stage("open"), timed(clock, "open"):
             subject = stack.enter_context(open_subject(slide, mpp, tissue_mask, opened_bank))
         is_map_file = isinstance(subject.source, MapFile)
@@ -275,17 +274,20 @@ def predict_slide(
         embeddings = iter_embeddings(
             subject, places, opened, kept, batch_size, notices, progress, checkpoint, clock
         )
+        # Entered after the slide: its thread has ended before that is closed.
+        of_slide = stack.enter_context(meanwhile())
+        pictured = of_slide(lambda: subject.lowres)
         # Threads end and a map half written goes with an error, not when Python lets go of the last frame.
         stack.enter_context(contextlib.closing(embeddings))
         with stage("embed and search") as counts:
             distance = np.empty(len(places.names), dtype=np.float32)
-            for some, embedding in gathered(unless_failed(embeddings, checked), searcher.queries_at_once):
+            batches = unless_failed(embeddings, [checked, hashed, pictured])
+            for some, embedding in gathered(batches, searcher.queries_at_once):
                 with timed(clock, "search"):
                     queries = opened_bank.comparable(embedding, places.centers_l0[some])
                     found, distance[some] = opened.find(queries, k, weighting, by_origin=n_origins > 0)
                     neighbors.write(some, found)
             counts["n_spots"] = len(places.names)
-            checked.result()
         columns = domain_columns(distance, opened_bank, notices)
         arguments = {
             "k": k,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import platform
-from importlib.metadata import version
 
 import h5py
 import numpy as np
@@ -52,7 +51,11 @@ def software_versions(reader: str | None = None) -> dict[str, str]:
 
     from stinfer.onnx_runtime import ort
 
-    readers = ("tifffile", "imagecodecs") if reader == "tifffile" else ()
+    readers: dict[str, str] = {}
+    if reader == "tifffile":
+        from importlib.metadata import version
+
+        readers = {name: version(name) for name in ("tifffile", "imagecodecs")}
     return {
         "stinfer": stinfer.__version__,
         "python": platform.python_version(),
@@ -61,5 +64,5 @@ def software_versions(reader: str | None = None) -> dict[str, str]:
         "onnxruntime": str(ort.__version__),
         "openslide": str(openslide.__library_version__),
         "pillow": pillow_version,
-        **{name: version(name) for name in readers},
+        **readers,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,8 +55,6 @@ class Subject:
         µm per level-0 pixel, x and y.
     mpp_source : str
         Where the scale comes from.
-    hires, lowres : ndarray
-        (height, width, 3) uint8 RGB thumbnails.
     """
 
     def __init__(self, source: Slide | MapFile, tissue_mask: Path | None = None) -> None:
@@ -65,12 +64,10 @@ class Subject:
         self.size_l0 = source.size_l0
         self.mpp = source.mpp
         self._tissue: TissueMask | None = None
-        self.hires: U8
-        self.lowres: U8
         if isinstance(source, MapFile):
             held = source.subject
             self.name, self.sha256, self.mpp_source = held.name, held.sha256, held.mpp_source
-            self.hires, self.lowres, self._tissue = held.hires, held.lowres, held.tissue
+            self._tissue = held.tissue
         else:
             self.name = self.file_name
             self.sha256 = sha256_file(source.path) if source.path.is_file() else ""
@@ -78,8 +75,20 @@ class Subject:
             if tissue_mask is not None:
                 # Read before any long work.
                 self._tissue = read_tissue_mask(tissue_mask, source)
-            self.hires = source.thumbnail(HIRES_PX)
-            self.lowres = _reduced(self.hires, LOWRES_PX)
+
+    @cached_property
+    def hires(self) -> U8:
+        """The whole slide, (height, width, 3) uint8 RGB, its longer side at most 2000 px; read once."""
+        if isinstance(self.source, MapFile):
+            return self.source.subject.hires
+        return self.source.thumbnail(HIRES_PX)
+
+    @cached_property
+    def lowres(self) -> U8:
+        """The same, its longer side at most 600 px."""
+        if isinstance(self.source, MapFile):
+            return self.source.subject.lowres
+        return _reduced(self.hires, LOWRES_PX)
 
     def hide_names(self, name: str, names: Pseudonyms) -> None:
         """Call the slide, and the files it came with, by their pseudonyms in everything that is written."""

@@ -243,13 +243,23 @@ def test_steps_go_on_until_a_task_meanwhile_has_failed() -> None:
         raise SlideUnreadableError(Path("slide.svs"), "a tile is damaged")
 
     with meanwhile() as also:
-        task = also(fail)
-        given = unless_failed(range(5), task)
+        tasks = [also(fail), also(lambda: None)]
+        given = unless_failed(range(5), tasks)
         assert [next(given), next(given)] == [0, 1]
         go_on.set()
-        wait_until(task.done)
+        wait_until(tasks[0].done)
         with pytest.raises(SlideUnreadableError, match="a tile is damaged"):
             next(given)
-        fine = also(lambda: None)
-        wait_until(fine.done)
-        assert list(unless_failed(range(3), fine)) == [0, 1, 2]
+        wait_until(tasks[1].done)
+        assert list(unless_failed(range(3), tasks[1:])) == [0, 1, 2]
+
+
+def test_the_last_step_is_followed_by_the_end_of_all_tasks() -> None:
+    ended = []
+    with meanwhile() as also:
+        tasks = [also(lambda: time.sleep(0.1)), also(lambda: ended.append(1)), also(lambda: 1 // 0)]
+        given = unless_failed(range(2), tasks)
+        assert [next(given), next(given)] == [0, 1]
+        with pytest.raises(ZeroDivisionError):
+            next(given)
+    assert ended == [1]
