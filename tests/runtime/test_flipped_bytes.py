@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from stinfer import open_bank
 from stinfer.bank import Bank
 from stinfer.cli import main
 from stinfer.errors import BankAlteredError, BankError
@@ -204,6 +205,58 @@ def test_what_is_hashed_alone_is_never_held(tmp_path: Path) -> None:
     finally:
         tracemalloc.stop()
     assert peak < 8 << 20
+
+
+@pytest.mark.parametrize("dataset", ["X/data", "X/indices", "X/indptr"])
+def test_expression_that_stays_in_its_file_is_refused_before_it_predicts(
+    tmp_path: Path, dataset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is hashed while patches are encoded; these are kept, and are of use with the bank copied again."""
+    monkeypatch.setattr(open_bank, "HELD_BYTES", 0)
+    copy = Path(shutil.copy(DATA / "board.h5", tmp_path / "bank.h5"))
+    at, size = bytes_of(copy, dataset)
+    flip(copy, at + size // 3)
+    opened = Bank.open(copy, 0)
+    with pytest.raises(BankAlteredError, match="its expression was altered"):
+        opened.check_stored()
+    run = ["run", str(DATA / "board.png"), "--bank", str(copy), "--mpp", "5", "--batch-size", "1"]
+    run += ["--out", str(tmp_path / "p.h5ad"), "--csv", str(tmp_path / "p.csv"), "--png", "RED"]
+    result = CliRunner().invoke(main, run)
+    assert result.exit_code == 1
+    assert f"Error: bank {copy}: its expression was altered or damaged" in result.output
+    assert "Try:   do not use it; copy it again" in result.output
+    assert {path.name for path in tmp_path.iterdir()} <= {"bank.h5", "p.h5ad.checkpoint"}
+    shutil.copy(DATA / "board.h5", copy)
+    again = CliRunner().invoke(main, run)
+    assert again.exit_code == 0, again.output
+    written = (tmp_path / "p.h5ad").read_bytes()
+    monkeypatch.undo()
+    whole = CliRunner().invoke(main, [*run, "--overwrite"])
+    assert whole.exit_code == 0, whole.output
+    assert (tmp_path / "p.h5ad").read_bytes() == written
+
+
+def test_a_model_that_is_read_later_is_refused_by_name(tmp_path: Path) -> None:
+    copy = Path(shutil.copy(DATA / "board.h5", tmp_path / "bank.h5"))
+    whole = Bank.open(copy, 0)
+    assert whole.models() == Bank.open(copy).models()
+    whole.check_stored()
+    at, size = bytes_of(copy, "uns/stinfer/model_0")
+    flip(copy, at + size // 2)
+    with pytest.raises(BankAlteredError, match="its model_0 was altered"):
+        Bank.open(copy, 0).models()
+
+
+@pytest.mark.parametrize("missing", ["model_0", "hashes/model_0"])
+def test_a_model_without_its_hash_and_a_hash_without_its_model_are_refused(
+    tmp_path: Path, missing: str
+) -> None:
+    copy = Path(shutil.copy(DATA / "board.h5", tmp_path / "bank.h5"))
+    with h5py.File(copy, "r+") as file:
+        del file["uns/stinfer"][missing]
+    for held_bytes in (None, 0):
+        with pytest.raises(BankAlteredError, match="its model_0 was altered"):
+            Bank.open(copy, held_bytes).models()
 
 
 def test_an_index_that_changes_after_the_bank_was_opened_is_refused(tmp_path: Path) -> None:

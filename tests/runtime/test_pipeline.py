@@ -27,6 +27,8 @@ from stinfer.errors import (
     SlideUnreadableError,
     SpotsOutsideError,
 )
+from stinfer.slide import Slide
+from stinfer.subject import HIRES_PX
 
 DATA = Path(__file__).parents[1] / "data"
 BANK = DATA / "board.h5"
@@ -309,3 +311,20 @@ def test_a_pitch_of_too_many_places_is_refused(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr("stinfer.places.MAX_PLACES", 100)
     with pytest.raises(SettingError, match="more than 100"):
         stinfer.predict_slide(BOARD, BANK, out=tmp_path / "p.h5ad", mpp=MPP, pitch_um=50)
+
+
+def test_a_slide_that_cannot_be_seen_whole_leaves_no_prediction(
+    tmp_path: Path, spots: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its pictures are read beside the patches: what is wrong comes out all the same."""
+    read = Slide.thumbnail
+
+    def damaged(slide: Slide, longest_px: int):
+        if longest_px == HIRES_PX:
+            raise SlideUnreadableError(slide.path, "a tile is damaged")
+        return read(slide, longest_px)
+
+    monkeypatch.setattr(Slide, "thumbnail", damaged)
+    with pytest.raises(SlideUnreadableError, match="a tile is damaged"):
+        stinfer.predict_slide(BOARD, BANK, out=tmp_path / "p.h5ad", mpp=MPP, spots=spots, batch_size=1)
+    assert not (tmp_path / "p.h5ad").exists()

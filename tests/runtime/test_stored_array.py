@@ -36,6 +36,10 @@ def test_rows_are_those_that_were_written(stored: StoredArray) -> None:
     assert take_ranges(VALUES, []).shape == (0, 3)
 
 
+def test_all_values_are_given_as_the_bytes_they_are(stored: StoredArray) -> None:
+    assert stored.to_bytes() == VALUES.tobytes()
+
+
 def test_blocks_hold_as_many_rows_as_fit(stored: StoredArray) -> None:
     assert [len(block) for block in iter_blocks(stored, 3 * 12)] == [3, 3, 2]
     assert [len(block) for block in iter_blocks(VALUES, 1)] == [1] * 8
@@ -51,6 +55,8 @@ def test_a_file_that_was_changed_or_is_gone_is_refused(stored: StoredArray, tmp_
     stored.path.write_bytes(whole + b"more")
     with pytest.raises(BankAlteredError, match="replaced or written while it was in use"):
         stored[:1]
+    with pytest.raises(BankAlteredError, match="replaced or written while it was in use"):
+        stored.to_bytes()
     stored.path.unlink()
     with pytest.raises(BankAlteredError, match="cannot be read: No such file"):
         stored[:1]
