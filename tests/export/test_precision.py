@@ -245,6 +245,18 @@ def test_layers_are_counted_by_what_they_multiply(network, patches):
     assert list(found.values()) == [16 * 16 * 8 * 27, 16 * 16 * 8 * 9, 2 * 2 * 12 * 8]
 
 
+@pytest.mark.parametrize(("sides", "turned"), [((3, 5), 0), ((5, 3), 1)])
+def test_a_product_with_a_turned_matrix_multiplies_as_often(sides, turned):
+    weights = numpy_helper.from_array(np.ones(sides, dtype=np.float32), "w")
+    node = helper.make_node("Gemm", ["x", "w"], ["y"], name="Gemm_0", transB=turned)
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ("n", n)) for name, n in (("x", 3), ("y", 5))
+    ]
+    model = helper.make_model(helper.make_graph([node], "g", ends[:1], ends[1:], [weights]))
+
+    assert qdq.multiplications(model, {"y": 5}, []) == {"Gemm_0": 15}
+
+
 def test_only_operators_of_onnx_are_used(network, patches):
     model, ranges = quantized(network, patches[:8])
 

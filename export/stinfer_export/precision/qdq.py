@@ -67,7 +67,10 @@ def multiplications(
         node = nodes[name]
         sides = weights[node.input[1]].dims
         # A convolution reads its kernel for every value it gives; a product of matrices one row or column.
-        reads = int(np.prod(sides[1:])) if node.op_type == "Conv" else int(np.prod(sides[:-1]))
+        gives_first = node.op_type == "Conv" or any(
+            item.name == "transB" and item.i for item in node.attribute
+        )
+        reads = int(np.prod(sides[1:] if gives_first else sides[:-1]))
         found[name] = per_patch[node.output[0]] * reads
     return found
 
