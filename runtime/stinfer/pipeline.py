@@ -117,7 +117,7 @@ def predict_slide(
 ) -> PredictionResult:
     """Predict spatial gene expression for a slide and write it.
 
-    1. Open the bank and check it; open the slide and settle its scale.
+    1. Open the bank and check it, large parts meanwhile; open the slide and settle its scale.
     2. Find the places: those of the spots file, else a grid over the tissue.
     3. Embed them with the bank's own model, in the bank's way: a patch around each is encoded, or the
        tissue is encoded once as a map, or taken from a saved map, and read through windows.

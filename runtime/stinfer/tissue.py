@@ -204,7 +204,9 @@ def density_over_glass(pixels: U8, glass: F64) -> F32:
     -------
     (height, width, 3), optical density (decadic) of each channel; negative where brighter
     """
-    return np.asarray(np.log10((glass + 1.0) / (pixels + np.float32(1.0))), dtype=np.float32)
+    values = np.arange(256, dtype=np.float32)
+    of_value = np.log10((glass[:, np.newaxis] + 1.0) / (values + np.float32(1.0))).astype(np.float32)
+    return np.stack([of_value[channel][pixels[..., channel]] for channel in range(3)], axis=2)
 
 
 def otsu_threshold(values: F32) -> float:

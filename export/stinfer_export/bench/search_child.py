@@ -31,6 +31,7 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
     """
     start = time.perf_counter()
     opened = OpenBank(spec["bank"], device="cpu", threads=None, search=spec["search"])
+    expression = opened.expression
     queries = np.load(spec["queries"])
     opened.searcher.query(queries[:1], spec["k"])
     load_s = time.perf_counter() - start
@@ -50,7 +51,7 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
     weights = np.full(some.shape, 1 / spec["k"], dtype=np.float32)
     chosen = np.arange(len(opened.bank.genes))
     start = time.perf_counter()
-    for _ in iter_expression(opened.bank.expression, chosen, Neighbors(some, weights)):
+    for _ in iter_expression(expression, chosen, Neighbors(some, weights)):
         pass
     return {
         "load_s": load_s,
