@@ -14,15 +14,25 @@ from pathlib import Path
 import numpy as np
 from onnx import load
 from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
 
 from stinfer.contract import MODEL_EMBEDDING, MODEL_INPUT
 from stinfer.self_test import EXPECTED, MODEL, built_in_patch
 from stinfer_export.stain_texture import write_stain_texture
 
 
+class GatherElements(OpRun):
+    """Onnx's own fails where more is looked up than the table is long."""
+
+    op_domain = ""
+
+    def _run(self, data: np.ndarray, indices: np.ndarray, axis: int) -> tuple[np.ndarray]:
+        return (np.take_along_axis(data, indices, axis),)
+
+
 def reference_embedding(model: Path) -> list[float]:
     """Encode the patch without ONNX Runtime."""
-    evaluator = ReferenceEvaluator(load(model))
+    evaluator = ReferenceEvaluator(load(model), new_ops=[GatherElements])
     found = evaluator.run([MODEL_EMBEDDING], {MODEL_INPUT: built_in_patch()[np.newaxis]})[0]
     return [float(f"{value:.6g}") for value in found[0]]
 

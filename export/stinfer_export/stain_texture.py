@@ -10,8 +10,10 @@ One pixel is meant to be about 0.69 µm (154 µm of tissue on 224 px): the four 
 structures of roughly 1.5, 3, 6 and 12 µm, from chromatin to groups of nuclei.
 
 Every entry of ``embedding`` is the same for an image, its mirror image and its quarter turns, where the
-sides are multiples of 32 px. Where they are not, pixels right of and below the last whole cell count
-only as neighbors of others.
+sides are multiples of 32 px. Where they are not, pixels right of and below the last whole cell are left out.
+
+What needs single pixels is computed by rows of cells, one row of all images after the other: so little at a
+time that it stays in a processor's cache.
 
 References
 ----------
@@ -32,6 +34,7 @@ gradient tensor and coherence.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +52,14 @@ from stinfer_export.stain_texture_embedding import (
     build_head,
     named,
 )
-from stinfer_export.stain_texture_graph import Block, GraphBuilder, anisotropy, join, product_of_two
+from stinfer_export.stain_texture_filters import MARGIN_PX, add_texture
+from stinfer_export.stain_texture_graph import (
+    Averages,
+    Block,
+    GraphBuilder,
+    join,
+    side_by_side,
+)
 
 STRIDE_PX = 32
 INPUT_SIZE_PX = 224
@@ -72,14 +82,10 @@ DENSITY_BINS = (0.05, 0.15, 0.3, 0.5, 0.75, 1.0, 1.4, 2.0)
 # Added to the density that hue is divided by, so that the hue of empty glass is 0 and not noise.
 DENSITY_FLOOR = 0.1
 
-# Side of the boxes in which local coherence is taken, in pixels of the level.
-BOX_PX = 4
-
-_BINOMIAL = np.array([1, 4, 6, 4, 1]) / 16
-_SCHARR_SMOOTH = np.array([0, 3, 10, 3, 0]) / 16
-_DIFFERENCE = np.array([0, -1, 0, 1, 0]) / 2
-_POINT = np.array([0, 0, 1, 0, 0])
-_MARGIN_PX = 2
+# Threads share in the look-ups by rows of the table's copies; any number of pixels of a strip divides by it.
+_TABLE_ROWS = 4
+# A row of cells with the margin above and below it.
+_STRIP_PX = STRIDE_PX + 2 * MARGIN_PX
 
 
 def write_stain_texture(path: Path) -> ModelCard:
@@ -110,7 +116,7 @@ def build_graph() -> ModelProto:
     """
     graph = GraphBuilder()
     features = add_features(graph, MODEL_INPUT)
-    means = graph.node("ReduceMean", features.tensor, axes=[2, 3], keepdims=0)
+    means = graph.node("Flatten", graph.node("GlobalAveragePool", features.tensor), axis=1)
     embedding = add_embedding(graph, Block(features.names, means))
     graph.name_output(features.tensor, MODEL_FEATURES)
     graph.name_output(embedding.tensor, MODEL_EMBEDDING)
@@ -152,122 +158,151 @@ def add_features(graph: GraphBuilder, pixels: str) -> Block:
     -------
     (n, channels, height // 32, width // 32) float32, means over cells
     """
-    blocks: list[Block] = []
-    level_input, stain_from_input = _optical_density(graph, pixels), STAIN_FROM_OD
-    for level in range(N_TEXTURE_LEVELS):
-        cell_px = STRIDE_PX >> level
-        stains, gradient_x, gradient_y, band = _filter(graph, level_input, stain_from_input)
-        if level == 0:
-            squares = graph.average(graph.square(stains), cell_px)
-            blocks += [Block(named("square0", STAINS), squares), _histograms(graph, stains, cell_px)]
-        else:
-            blocks += _second_moments(graph, stains, level, cell_px)
-        if level == 1:
-            # Of single pixels, hue is mostly noise; here it also costs a quarter.
-            blocks += _hue(graph, stains, cell_px)
-        blocks += _texture(graph, gradient_x, gradient_y, band, level, cell_px)
-        level_input, stain_from_input = graph.average(stains, 2), np.eye(len(STAINS))
-    cell_px = STRIDE_PX >> (N_LEVELS - 1)
-    blocks += _second_moments(graph, level_input, N_LEVELS - 1, cell_px)
-    # The same at every level, and cheapest at the last.
-    blocks.append(Block(named("mean", STAINS), graph.average(level_input, cell_px)))
+    body = GraphBuilder("strip_")
+    item = helper.make_tensor_value_info("strip", TensorProto.UINT8, ["n", _STRIP_PX, "strip_width", 3])
+    averages, levels = _add_strip(body, item.name)
+    means, *levels = graph.scan(_strips(graph, pixels), body, item, [averages.tensor, *levels])
+    # (rows of cells, n, channels, 1, columns)
+    means = graph.node("Squeeze", graph.node("Transpose", means, perm=[1, 2, 0, 3, 4]), graph.ints([3]))
+    blocks = [replace(averages, tensor=means).mixed(graph)]
+    for level, strips in enumerate(levels, start=1):
+        image = graph.reflect(_join_rows(graph, strips), [0, 0, MARGIN_PX, MARGIN_PX])
+        planes = graph.split(image, [1] * len(TEXTURE_STAINS))
+        blocks.append(side_by_side(graph, add_texture(graph, planes, level, STRIDE_PX >> level)).mixed(graph))
     return join(graph, blocks)
 
 
-def _optical_density(graph: GraphBuilder, pixels: str) -> str:
-    """Natural-log optical density, (n, 3, height, width): 0 (white) to 3.46 (black)."""
-    intensity = graph.node("Cast", graph.node("Transpose", pixels, perm=[0, 3, 1, 2]), to=TensorProto.FLOAT)
-    clamped = graph.node("Max", intensity, graph.floats(MIN_INTENSITY))
-    return graph.node("Log", graph.node("Div", graph.floats(255.0), clamped))
-
-
-def _filter(graph: GraphBuilder, level_input: str, stain_from_input: F64) -> list[str]:
-    """Stain densities, and x gradients, y gradients and bands of the texture stains.
-
-    One dense convolution separates the stains and filters them: for so few channels ONNX Runtime does that
-    faster than separable or depthwise convolutions.
-    """
-    gradient_x = np.outer(_SCHARR_SMOOTH, _DIFFERENCE)
-    point = np.outer(_POINT, _POINT)
-    band = point - np.outer(_BINOMIAL, _BINOMIAL)
-    texture_from_input = stain_from_input[: len(TEXTURE_STAINS)]
-    parts = (
-        (stain_from_input, point),
-        (texture_from_input, gradient_x),
-        (texture_from_input, gradient_x.T),
-        (texture_from_input, band),
+def _strips(graph: GraphBuilder, pixels: str) -> str:
+    """Cut into rows of cells, each with a margin all around: (rows, n, 36, width + 4, 3) uint8."""
+    sides = graph.node("Shape", pixels, start=1, end=3)
+    stride = graph.ints([STRIDE_PX])
+    whole = graph.node("Mul", graph.node("Div", sides, stride), stride)
+    cells = graph.node("Slice", pixels, graph.ints([0, 0]), whole, graph.ints([1, 2]))
+    wide = graph.reflect(cells, [0, 0, MARGIN_PX, 0])
+    height = graph.node("Gather", whole, graph.ints(0))
+    last = graph.node("Sub", height, graph.ints(1))
+    # The tops of the cells; then every line of every strip.
+    tops = graph.node("Range", graph.ints(0), height, graph.ints(STRIDE_PX))
+    lines = graph.node(
+        "Add",
+        graph.node("Unsqueeze", tops, graph.ints([1])),
+        graph.ints(range(-MARGIN_PX, STRIDE_PX + MARGIN_PX)),
     )
-    kernels = np.concatenate([np.einsum("oi,yx->oiyx", matrix, kernel) for matrix, kernel in parts])
-    responses = graph.convolve(graph.reflect(level_input, _MARGIN_PX), kernels)
-    return graph.split(responses, [len(matrix) for matrix, _ in parts])
+    # Mirrored at the first and the last line.
+    from_last = graph.node("Abs", graph.node("Sub", last, graph.node("Abs", lines)))
+    strips = graph.node("Gather", wide, graph.node("Sub", last, from_last), axis=1)
+    return graph.node("Transpose", strips, perm=[1, 0, 2, 3, 4])
 
 
-def _histograms(graph: GraphBuilder, stains: str, cell_px: int) -> Block:
-    """Soft histograms of hematoxylin and of mean density: shares of a cell's pixels, summing to 1 in each.
+def _join_rows(graph: GraphBuilder, strips: str) -> str:
+    """Put (rows, n, channels, height, width) below each other: (n, channels, rows * height, width)."""
+    width = graph.node("Shape", strips, start=4)
+    shape = graph.node("Concat", graph.ints([0, 0, -1]), width, axis=0)
+    return graph.node("Reshape", graph.node("Transpose", strips, perm=[1, 2, 0, 3, 4]), shape)
+
+
+def _add_strip(graph: GraphBuilder, pixels: str) -> tuple[Averages, list[str]]:
+    """Add what one row of cells needs: texture of single pixels, and what looks at no neighbors.
+
+    Parameters
+    ----------
+    graph : where to add
+    pixels : (n, 36, width + 4, 3) uint8, RGB
+
+    Returns
+    -------
+    averages : (n, means, 1, width // 32)
+    levels : 1 to 3, of the texture stains: (n, 2, 32 >> level, width >> level) each
+    """
+    with_margin = _stains(graph, pixels)
+    stains = graph.cut(with_margin, [2, 3], [MARGIN_PX, MARGIN_PX], [MARGIN_PX + STRIDE_PX, -MARGIN_PX])
+    planes = [graph.cut(with_margin, [1], [i], [i + 1]) for i in range(len(TEXTURE_STAINS))]
+    parts = [
+        Averages.of(named("square0", STAINS), _cell_means(graph, graph.square(stains), STRIDE_PX)),
+        *add_texture(graph, planes, 0, STRIDE_PX),
+    ]
+    levels = []
+    for level in range(1, N_LEVELS):
+        cell_px = STRIDE_PX >> level
+        stains = graph.average(stains, 2)
+        texture_stains, _ = graph.split(stains, [len(TEXTURE_STAINS), len(STAINS) - len(TEXTURE_STAINS)])
+        hematoxylin, eosin = graph.split(texture_stains, [1, 1])
+        product = graph.node("Mul", hematoxylin, eosin)
+        parts += [
+            Averages.of(named(f"square{level}", STAINS), _cell_means(graph, graph.square(stains), cell_px)),
+            Averages.of((f"product{level}",), _cell_means(graph, product, cell_px)),
+        ]
+        if level == 1:
+            # Of single pixels, color is mostly noise; here it also costs a quarter.
+            density, hue = _density_and_hue(graph, stains, cell_px)
+            parts += [
+                _histogram(graph, "hematoxylin_bin", hematoxylin, HEMATOXYLIN_BINS, cell_px),
+                _histogram(graph, "density_bin", density, DENSITY_BINS, cell_px),
+                *hue,
+            ]
+        if level < N_TEXTURE_LEVELS:
+            levels.append(texture_stains)
+    # The same at every level, and cheapest at the last.
+    parts.append(Averages.of(named("mean", STAINS), _cell_means(graph, stains, cell_px)))
+    return side_by_side(graph, parts), levels
+
+
+def _stains(graph: GraphBuilder, pixels: str) -> str:
+    """Stain densities, (n, 3, 36, width), of natural-log optical densities, 0 (white) to 3.46 (black)."""
+    # There are 256 intensities: to look a density up is faster than to compute it, and the same everywhere.
+    densities = np.log(255 / np.maximum(np.arange(256), MIN_INTENSITY))
+    table = graph.floats(np.tile(densities, (_TABLE_ROWS, 1)))
+    intensity = graph.node("Transpose", graph.node("Cast", pixels, to=TensorProto.INT32), perm=[0, 3, 1, 2])
+    density = graph.node("GatherElements", table, graph.reshape(intensity, [_TABLE_ROWS, -1]), axis=1)
+    density = graph.node("Reshape", density, graph.node("Shape", intensity))
+    return _combine(graph, density, STAIN_FROM_OD, _STRIP_PX)
+
+
+def _combine(graph: GraphBuilder, tensor: str, matrix: F64, height_px: int) -> str:
+    """Combine the channels of (n, 3, height, width) linearly; faster than a convolution of so few."""
+    flat = graph.reshape(tensor, [0, matrix.shape[1], -1])
+    return graph.reshape(graph.node("MatMul", graph.floats(matrix), flat), [0, len(matrix), height_px, -1])
+
+
+def _cell_means(graph: GraphBuilder, tensor: str, cell_px: int) -> str:
+    """Average a strip's cells, (n, channels, 1, columns): rows before columns is faster than at once."""
+    rows = graph.node("AveragePool", tensor, kernel_shape=[cell_px, 1], strides=[cell_px, 1])
+    return graph.node("AveragePool", rows, kernel_shape=[1, cell_px], strides=[1, cell_px])
+
+
+def _histogram(
+    graph: GraphBuilder, name: str, values: str, centers: tuple[float, ...], cell_px: int
+) -> Averages:
+    """Soft histogram of (n, 1, cell_px, width): shares of a cell's pixels, summing to 1.
 
     A bin is the piecewise linear hat that is 1 at its center and 0 at its neighbors' centers; the first
     and last stay 1 outward. Hats are differences of slopes of ``relu(x - center)``, and averaging is
-    linear: so the rectified values are averaged, and only their averages differenced. Both histograms
-    are one convolution, since ONNX Runtime stays in its fast layout for 16 channels and not for 8.
+    linear: so the rectified values are averaged, and only their averages differenced. Two pixels of a line
+    at once make 16 channels, which ONNX Runtime needs for its fast layout.
     """
-    density = CHROMA_FROM_OD[0] @ STAIN_VECTORS.T
-    tables = (
-        ("hematoxylin_bin", np.eye(len(STAINS))[0], HEMATOXYLIN_BINS),
-        ("density_bin", density, DENSITY_BINS),
+    n_bins = len(centers)
+    kernels = np.tile(np.eye(2).reshape(2, 1, 1, 2), (n_bins, 1, 1, 1))
+    rectified = graph.node(
+        "Relu",
+        graph.node(
+            "Conv", values, graph.floats(kernels), graph.floats(-np.repeat(centers, 2)), strides=[1, 2]
+        ),
     )
-    rows = np.array([row for _, row, centers in tables for _ in centers])
-    thresholds = np.array([center for _, _, centers in tables for center in centers])
-    rectified = graph.average(graph.node("Relu", graph.mix(stains, rows, -thresholds)), cell_px)
-    n_bins = len(thresholds)
-    hats, offsets = np.zeros((n_bins, n_bins)), np.zeros(n_bins)
-    start = 0
-    for _, _, centers in tables:
-        part = slice(start, start + len(centers))
-        # Row i rises from 0 at center i to 1 at center i + 1; the first hat is 1 less the first rise.
-        rises = -np.diff(np.eye(len(centers)), axis=0) / np.diff(centers)[:, np.newaxis]
-        hats[part, part] = -np.diff(np.pad(rises, ((1, 1), (0, 0))), axis=0)
-        offsets[start] = 1.0
-        start = part.stop
-    names = tuple(f"{name}_{i}" for name, _, centers in tables for i in range(len(centers)))
-    return Block(names, graph.mix(rectified, hats, offsets))
+    sides = [cell_px, cell_px // 2]
+    means = graph.node("AveragePool", rectified, kernel_shape=sides, strides=sides)
+    # Row i rises from 0 at center i to 1 at center i + 1; the first hat is 1 less the first rise.
+    rises: F64 = -np.diff(np.eye(n_bins), axis=0) / np.diff(centers)[:, np.newaxis]
+    hats: F64 = -np.diff(np.pad(rises, ((1, 1), (0, 0))), axis=0)
+    names = tuple(f"{name}_{i}" for i in range(n_bins))
+    return Averages.of(names, means, hats.repeat(2, axis=1) / 2, np.eye(n_bins)[0])
 
 
-def _second_moments(graph: GraphBuilder, stains: str, level: int, cell_px: int) -> list[Block]:
-    """Squares of each stain and hematoxylin times eosin, at a level: of means over small boxes."""
-    texture_stains, _ = graph.split(stains, [len(TEXTURE_STAINS), len(STAINS) - len(TEXTURE_STAINS)])
-    return [
-        Block(named(f"square{level}", STAINS), graph.average(graph.square(stains), cell_px)),
-        Block((f"product{level}",), graph.average(product_of_two(graph, texture_stains), cell_px)),
-    ]
-
-
-def _hue(graph: GraphBuilder, stains: str, cell_px: int) -> list[Block]:
-    """First two moments in the hue plane of HSD."""
-    density, chroma = graph.split(graph.mix(stains, CHROMA_FROM_OD @ STAIN_VECTORS.T), [1, 2])
+def _density_and_hue(graph: GraphBuilder, stains: str, cell_px: int) -> tuple[str, list[Averages]]:
+    """Mean optical density of a strip, and the first two moments in the hue plane of HSD."""
+    combined = _combine(graph, stains, CHROMA_FROM_OD @ STAIN_VECTORS.T, cell_px)
+    density, chroma = graph.split(combined, [1, 2])
     hue = graph.node("Div", chroma, graph.node("Add", density, graph.floats(DENSITY_FLOOR)))
-    return [
-        Block(("hue_mean_x", "hue_mean_y"), graph.average(hue, cell_px)),
-        Block(("hue_square_x", "hue_square_y"), graph.average(graph.square(hue), cell_px)),
+    return density, [
+        Averages.of(("hue_mean_x", "hue_mean_y"), _cell_means(graph, hue, cell_px)),
+        Averages.of(("hue_square_x", "hue_square_y"), _cell_means(graph, graph.square(hue), cell_px)),
     ]
-
-
-def _texture(
-    graph: GraphBuilder, gradient_x: str, gradient_y: str, band: str, level: int, cell_px: int
-) -> list[Block]:
-    """Gradient tensor, its anisotropy in small boxes, energy of the band and of its dark half, alignment."""
-    boxes = {
-        "xx": graph.average(graph.square(gradient_x), BOX_PX),
-        "yy": graph.average(graph.square(gradient_y), BOX_PX),
-        "xy": graph.average(graph.node("Mul", gradient_x, gradient_y), BOX_PX),
-        "band": graph.average(graph.square(band), BOX_PX),
-        # Only where there is more stain than around, as in nuclei.
-        "blob": graph.average(graph.square(graph.node("Relu", band)), BOX_PX),
-    }
-    boxes["anisotropy"] = anisotropy(graph, boxes["xx"], boxes["yy"], boxes["xy"])
-    blocks = [
-        Block(named(f"{name}{level}", TEXTURE_STAINS), graph.average(tensor, cell_px // BOX_PX))
-        for name, tensor in boxes.items()
-    ]
-    # Scalar product of the gradients of hematoxylin and eosin.
-    aligned = graph.node("Add", product_of_two(graph, gradient_x), product_of_two(graph, gradient_y))
-    return [*blocks, Block((f"aligned{level}",), graph.average(aligned, cell_px))]

@@ -26,6 +26,9 @@ ENERGY_FLOOR = 1e-4
 VARIANCE_FLOOR = 1e-3
 SHARE_FLOOR = 1e-3
 
+# Numbers in the longest vector of any processor.
+_VECTOR = 16
+
 
 def add_embedding(graph: GraphBuilder, means: Block) -> Block:
     """Add the nodes from means to statistics.
@@ -130,7 +133,7 @@ class _Window:
         )
         covariance = self._graph.node("Sub", self._take((f"product{level}",)), mean_product)
         return [
-            Block(named(f"variance{level}", STAINS), self._log_over(variance, VARIANCE_FLOOR)),
+            Block(named(f"variance{level}", STAINS), self._log_over(variance, len(STAINS), VARIANCE_FLOOR)),
             Block((f"correlation{level}",), self._over_root(covariance, variance_product, VARIANCE_FLOOR**2)),
         ]
 
@@ -147,7 +150,7 @@ class _Window:
         dark = add("Sub", self._times(blob, 2.0), band)
         aligned, energies = self._take((f"aligned{level}",)), product_of_two(self._graph, energy)
         values = {
-            "band": self._log_over(band, ENERGY_FLOOR),
+            "band": self._log_over(band, len(TEXTURE_STAINS), ENERGY_FLOOR),
             "blobness": add("Div", dark, self._plus(band, ENERGY_FLOOR)),
             "coherence": add("Div", anisotropy(self._graph, xx, yy, xy), floored),
             "box_coherence": add("Div", local, floored),
@@ -170,9 +173,13 @@ class _Window:
         """``E[x²] - E[x]²``, which rounding can take below 0."""
         return self._graph.node("Relu", self._graph.node("Sub", square, self._graph.square(mean)))
 
-    def _log_over(self, energy: str, floor: float) -> str:
+    def _log_over(self, energy: str, n_entries: int, floor: float) -> str:
         """``log(1 + energy / floor)``: 0 where there is nothing."""
-        return self._graph.node("Log", self._plus(self._times(energy, 1.0 / floor), 1.0))
+        # ONNX Runtime computes logarithms several at once, and what is left over otherwise: a whole number of
+        # vectors a window, and none depends on how many windows there are.
+        filled = self._graph.node("Pad", energy, self._graph.ints([0, 0, 0, _VECTOR - n_entries]))
+        logarithms = self._graph.node("Log", self._plus(self._times(filled, 1.0 / floor), 1.0))
+        return self._graph.cut(logarithms, [1], [0], [n_entries])
 
     def _over_root(self, value: str, square: str, floor: float) -> str:
         """``value / sqrt(square + floor)``."""

@@ -10,11 +10,14 @@ import numpy as np
 import numpy.typing as npt
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-from stinfer.contract import AnyArray
+from stinfer.contract import F64, AnyArray
 
 # ONNX Runtime 1.17 opens both; nothing newer is needed.
 OPSET = 17
 IR_VERSION = 8
+
+# ONNX Runtime convolves in its fast layout where channels are a multiple of this.
+FAST_CHANNELS = 16
 
 IntSequence = Sequence[int]
 FloatSequence = Sequence[float]
@@ -25,11 +28,17 @@ class GraphBuilder:
 
     A tensor is known by its name, a ``str``; every method that adds a node returns the name of its
     output. Names are counted, so that the same calls give the same bytes.
+
+    Parameters
+    ----------
+    prefix : of all names; a graph within another needs one, since names are shared
     """
 
-    def __init__(self) -> None:
+    def __init__(self, prefix: str = "") -> None:
+        self._prefix = prefix
         self._nodes: list[NodeProto] = []
         self._initializers: list[TensorProto] = []
+        self._shapes: list[ValueInfoProto] = []
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._n_tensors = 0
 
@@ -41,13 +50,21 @@ class GraphBuilder:
         """Return the name of a float32 constant."""
         return self._constant(np.asarray(values, dtype=np.float32))
 
-    def ints(self, values: IntSequence) -> str:
+    def ints(self, values: int | IntSequence) -> str:
         """Return the name of an int64 constant."""
         return self._constant(np.asarray(values, dtype=np.int64))
 
     def split(self, tensor: str, sizes: IntSequence) -> list[str]:
         """Cut a tensor's axis 1 into consecutive parts of the given sizes."""
         return self._add("Split", (tensor, self.ints(sizes)), len(sizes), axis=1)
+
+    def cut(self, tensor: str, axes: IntSequence, starts: IntSequence, ends: IntSequence) -> str:
+        """Take a part of a tensor along some axes; negative ends count from the end."""
+        return self.node("Slice", tensor, self.ints(starts), self.ints(ends), self.ints(axes))
+
+    def reshape(self, tensor: str, shape: IntSequence) -> str:
+        """Give a tensor another shape: 0 keeps a side, -1 takes what is left."""
+        return self.node("Reshape", tensor, self.ints(shape))
 
     def pick(self, tensor: str, indices: IntSequence) -> str:
         """Take entries of a tensor's axis 1."""
@@ -63,10 +80,9 @@ class GraphBuilder:
             return tensor
         return self.node("AveragePool", tensor, kernel_shape=[side_px, side_px], strides=[side_px, side_px])
 
-    def reflect(self, tensor: str, margin_px: int) -> str:
-        """Mirror a (n, channels, height, width) tensor at its borders, the outermost pixel not repeated."""
-        pads = self.ints([0, 0, margin_px, margin_px] * 2)
-        return self.node("Pad", tensor, pads, mode="reflect")
+    def reflect(self, tensor: str, margins_px: IntSequence) -> str:
+        """Mirror a tensor at its borders, as far as is given per axis, the outermost pixel not repeated."""
+        return self.node("Pad", tensor, self.ints([*margins_px] * 2), mode="reflect")
 
     def convolve(
         self,
@@ -90,6 +106,31 @@ class GraphBuilder:
         """Combine the channels of every pixel linearly: (n_out, n_in) matrix, (n_out,) bias."""
         return self.convolve(tensor, matrix[:, :, np.newaxis, np.newaxis], bias)
 
+    def declare(self, tensor: str, shape: Sequence[int | str]) -> None:
+        """Say a float tensor's shape where ONNX cannot infer it; the same word stands for the same side."""
+        self._shapes.append(helper.make_tensor_value_info(tensor, TensorProto.FLOAT, shape))
+
+    def scan(
+        self, tensor: str, body: GraphBuilder, item: ValueInfoProto, outputs: Sequence[str]
+    ) -> list[str]:
+        """Run a graph on each item along a tensor's axis 0, one after the other, and stack what it gives.
+
+        Parameters
+        ----------
+        tensor : (n_items, ...)
+        body : the graph
+        item : what it takes, one item
+        outputs : names of what it gives, float32
+
+        Returns
+        -------
+        as many names as `outputs`, each of (n_items, ...)
+        """
+        given = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
+        return self._add(
+            "Scan", (tensor,), len(outputs), body=body._close("body", [item], given), num_scan_inputs=1
+        )
+
     def name_output(self, tensor: str, name: str) -> None:
         """Give a tensor the name of a graph output."""
         self._nodes.append(helper.make_node("Identity", [tensor], [name], name=name))
@@ -98,16 +139,22 @@ class GraphBuilder:
         self, name: str, inputs: Sequence[ValueInfoProto], outputs: Sequence[ValueInfoProto]
     ) -> ModelProto:
         """Close the graph."""
-        graph: GraphProto = helper.make_graph(self._nodes, name, inputs, outputs, self._initializers)
         return helper.make_model(
-            graph,
+            self._close(name, inputs, outputs),
             opset_imports=[helper.make_opsetid("", OPSET)],
             ir_version=IR_VERSION,
             producer_name="stinfer",
         )
 
+    def _close(
+        self, name: str, inputs: Sequence[ValueInfoProto], outputs: Sequence[ValueInfoProto]
+    ) -> GraphProto:
+        return helper.make_graph(
+            self._nodes, name, inputs, outputs, self._initializers, value_info=self._shapes
+        )
+
     def _add(self, op: str, inputs: Sequence[str], n_outputs: int, **attributes: Any) -> list[str]:
-        outputs = [f"{op.lower()}_{self._n_tensors + i}" for i in range(n_outputs)]
+        outputs = [f"{self._prefix}{op.lower()}_{self._n_tensors + i}" for i in range(n_outputs)]
         self._n_tensors += n_outputs
         self._nodes.append(helper.make_node(op, list(inputs), outputs, name=outputs[0], **attributes))
         return outputs
@@ -115,7 +162,7 @@ class GraphBuilder:
     def _constant(self, array: AnyArray) -> str:
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._constants:
-            self._constants[key] = f"constant_{len(self._constants)}"
+            self._constants[key] = f"{self._prefix}constant_{len(self._constants)}"
             self._initializers.append(numpy_helper.from_array(array, self._constants[key]))
         return self._constants[key]
 
@@ -132,6 +179,53 @@ class Block:
 
     names: tuple[str, ...]
     tensor: str
+
+
+@dataclass(frozen=True)
+class Averages:
+    """Means over cells, and how named channels are combined from them.
+
+    Parameters
+    ----------
+    names : of the channels
+    tensor : name of a (n, n_means, rows, columns) tensor
+    matrix : (len(names), n_means), what each mean counts in a channel
+    offsets : (len(names),), added then
+    """
+
+    names: tuple[str, ...]
+    tensor: str
+    matrix: F64
+    offsets: F64
+
+    @classmethod
+    def of(
+        cls, names: tuple[str, ...], tensor: str, matrix: F64 | None = None, offsets: F64 | None = None
+    ) -> Averages:
+        """Make one; by default, every mean is a channel."""
+        matrix = np.eye(len(names)) if matrix is None else matrix
+        return cls(names, tensor, matrix, np.zeros(len(names)) if offsets is None else offsets)
+
+    def mixed(self, graph: GraphBuilder) -> Block:
+        """Combine them."""
+        # Of another number of channels, ONNX Runtime adds in an order that depends on the number of threads.
+        n_more = -self.matrix.shape[1] % FAST_CHANNELS
+        pads = graph.ints([0, 0, 0, 0, 0, n_more, 0, 0])
+        padded = graph.node("Pad", self.tensor, pads)
+        return Block(self.names, graph.mix(padded, np.pad(self.matrix, ((0, 0), (0, n_more))), self.offsets))
+
+
+def side_by_side(graph: GraphBuilder, parts: Sequence[Averages]) -> Averages:
+    """Put averages into one tensor; what is combined from them stays the same."""
+    names = tuple(name for part in parts for name in part.names)
+    matrix = np.zeros((len(names), sum(part.matrix.shape[1] for part in parts)))
+    row = column = 0
+    for part in parts:
+        n_names, n_means = part.matrix.shape
+        matrix[row : row + n_names, column : column + n_means] = part.matrix
+        row, column = row + n_names, column + n_means
+    tensor = graph.node("Concat", *(part.tensor for part in parts), axis=1)
+    return Averages(names, tensor, matrix, np.concatenate([part.offsets for part in parts]))
 
 
 def join(graph: GraphBuilder, blocks: Sequence[Block]) -> Block:

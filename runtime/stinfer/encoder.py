@@ -111,7 +111,8 @@ class Encoder:
         self.card = _read_card(self._session, source)
         self._head: ort.InferenceSession | None = None
         if self.card.map_traits is not None and self.card.map_traits.head:
-            self._head = _load(self.card.map_traits.head, f"{source}, its head", [_CPU], threads)
+            # It is small, and one thread gives the same bits on every machine.
+            self._head = _load(self.card.map_traits.head, f"{source}, its head", [_CPU], 1)
             given = sorted(item.name for item in self._head.get_inputs())
             if given != [HEAD_INPUT]:
                 raise ModelFormatError(source, f"its head takes {given}, expected {HEAD_INPUT}")

@@ -157,13 +157,15 @@ def test_pure_hematoxylin_is_hematoxylin(session: onnxruntime.InferenceSession) 
 def test_histogram_shares(
     session: onnxruntime.InferenceSession, name: str, centers: tuple[float, ...]
 ) -> None:
+    """Of means over 2 x 2 px: 16 to a cell's side."""
     image = tissue(32, 64)
-    values = stains_of(image)[:, :, 0] if name == "hematoxylin_bin" else density_of(image).mean(axis=2)
+    stains, density = halved(stains_of(image)), halved(density_of(image)).mean(axis=2)
+    values = stains[:, :, 0] if name == "hematoxylin_bin" else density
     found = channels(session, image)
     shares = np.array([found[f"{name}_{i}"] for i in range(len(centers))])
     for i in range(len(centers)):
         hat = np.interp(values, centers, np.eye(len(centers))[i])
-        assert shares[i, 0] == pytest.approx([hat[:, :32].mean(), hat[:, 32:].mean()], abs=1e-5)
+        assert shares[i, 0] == pytest.approx([hat[:, :16].mean(), hat[:, 16:].mean()], abs=1e-5)
     assert shares.sum(axis=0) == pytest.approx(np.ones((1, 2)), abs=1e-5)
 
 
@@ -273,11 +275,27 @@ def test_cells_away_from_the_border_do_not_see_it(session: onnxruntime.Inference
     assert part[:, :, 1:3, 1:4] == pytest.approx(whole[:, :, 2:4, 2:5], abs=1e-6)
 
 
-def test_batch_does_not_matter(session: onnxruntime.InferenceSession) -> None:
-    images = [tissue(64, 64, seed) for seed in range(3)]
-    together, _ = encode(session, *images)
-    for image, expected in zip(images, together, strict=True):
-        assert encode(session, image)[0][0] == pytest.approx(expected, abs=1e-5)
+@pytest.mark.parametrize("n_threads", [1, 3, 16])
+def test_bits_depend_neither_on_the_batch_nor_on_threads(
+    model_path: Path, session: onnxruntime.InferenceSession, n_threads: int
+) -> None:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = n_threads
+    other = onnxruntime.InferenceSession(model_path, options, providers=["CPUExecutionProvider"])
+    images = [tissue(128, 160, seed) for seed in range(3)]
+    embedding, features = encode(session, *images)
+    for batch in ([0], [1, 2], [2, 1, 0]):
+        found, cells = encode(other, *(images[i] for i in batch))
+        np.testing.assert_array_equal(found, embedding[batch])
+        np.testing.assert_array_equal(cells, features[batch])
+
+
+def test_what_is_beyond_whole_cells_is_left_out(session: onnxruntime.InferenceSession) -> None:
+    image = tissue(100, 95)
+    embedding, features = encode(session, image)
+    expected, cells = encode(session, image[:96, :64])
+    np.testing.assert_array_equal(features, cells)
+    np.testing.assert_array_equal(embedding, expected)
 
 
 @pytest.mark.parametrize(
