@@ -13,6 +13,7 @@ from typing import Any
 from stinfer.contract import MODEL_EMBEDDING, MODEL_FEATURES, MODEL_INPUT, ModelCard, moment_outputs
 from stinfer.errors import ExtraMissingError
 from stinfer_export.errors import BackboneUnsupportedError
+from stinfer_export.grouped import merge_small_groups
 from stinfer_export.registry import BackboneSpec
 
 try:
@@ -227,6 +228,7 @@ def export_graph(backbone: torch.nn.Module, spec: BackboneSpec, checkpoint_sha25
         precision="fp32",
         moments=() if feature_map is None else tuple(stage.channels for stage in feature_map.stages),
     )
+    merge_small_groups(model)
     _strip(model)
     _name_axes(model, card)
     onnx.helper.set_model_props(model, card.to_props())
