@@ -10,7 +10,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from stinfer.contract import MPP_MAX_UM, MPP_MIN_UM, ModelCard
+from stinfer.contract import MPP_MAX_UM, MPP_MIN_UM, ModelCard, Pooling
 from stinfer.embed import FieldOfView
 from stinfer.encoder import Device, Encoder
 from stinfer.encoder_stack import EncoderStack, Member
@@ -173,16 +173,21 @@ def open_models(
     if len(set(files)) != len(files):
         what = "--model names one backbone twice"
         raise SettingError(what, "give each once")
-    opened = [
-        Encoder(model, str(path), pooling=plan.pooling or "map", device=device, threads=threads)
-        for model, path in zip(files, model_paths, strict=True)
-    ]
+
+    def open_for(pooling: Pooling) -> list[Encoder]:
+        return [
+            Encoder(model, str(path), pooling=pooling, device=device, threads=threads)
+            for model, path in zip(files, model_paths, strict=True)
+        ]
+
+    opened = open_for(plan.pooling or "map")
     if opened[0].fallback:
         notices.add(f"running on the CPU: {opened[0].fallback}")
     view = choose_view(plan, [encoder.card for encoder in opened])
     if plan.pooling is None and view.pooling == "patch":
         refusal = next(e.card.map_refusal for e in opened if e.card.map_traits is None)
         notices.add(f"patches are encoded, not a map: {refusal}")
+        opened = open_for("patch")
     if plan.preset != "custom" and view.pooling == "map" and _wants_texture(opened):
         texture = _stain_texture_model()
         files.append(texture)
