@@ -9,6 +9,7 @@ import numpy as np
 
 from stinfer.contract import F32, I64, AnyArray
 from stinfer.coverage import Coverage
+from stinfer.memory import Scratch
 from stinfer.stored_array import StoredArray, take_ranges
 
 # Stored values that are looked at at once.
@@ -147,16 +148,27 @@ class Sparse:
             len(chosen),
         )
 
-    def rows(self, chosen: I64) -> Sparse:
-        """Return some rows.
+    def row(self, number: int) -> tuple[AnyArray, AnyArray]:
+        """Return the columns of a row that are stored, and their values."""
+        part = slice(int(self.indptr[number]), int(self.indptr[number + 1]))
+        return self.indices[part], self.data[part]
+
+    def rows(self, chosen: I64, scratch: Scratch | None = None) -> Sparse:
+        """Return some rows, in memory.
 
         Parameters
         ----------
         chosen : (n,)
+        scratch : whose memory they are to take, until the next ones do; None for memory of their own
         """
         starts, ends = self.indptr[:-1][chosen], self.indptr[1:][chosen]
         ranges = list(zip(starts.tolist(), ends.tolist(), strict=True))
         indptr = np.concatenate([[0], np.cumsum(ends - starts)]).astype(np.int64)
         coverage = None if self.coverage is None else self.coverage.rows(chosen)
-        data, indices = take_ranges(self.data, ranges), take_ranges(self.indices, ranges)
+        scratch = Scratch() if scratch is None else scratch
+        n_stored = (int(indptr[-1]),)
+        data, indices = (
+            take_ranges(array, ranges, scratch.empty(name, n_stored, array.dtype))
+            for name, array in (("row values", self.data), ("row columns", self.indices))
+        )
         return Sparse(data, indices, indptr, self.n_columns, coverage)

@@ -5,7 +5,7 @@ import csv
 import numpy as np
 import pytest
 
-from stinfer import prediction
+from stinfer import averaging, prediction
 from stinfer.errors import OutputWriteError
 from stinfer.prediction import (
     Neighbors,
@@ -90,8 +90,9 @@ def test_blocks_cover_everything_once_and_change_nothing(monkeypatch, n_genes_at
     expression = Sparse(dense[rows, columns], columns, indptr, 17)
     indices = np.array([rng.permutation(40)[:6] for _ in range(25)])
     weights = rng.dirichlet(np.ones(6), 25).astype(np.float32)
-    monkeypatch.setattr(prediction, "_BLOCK", 40 * n_genes_at_once)
-    monkeypatch.setattr(prediction, "_SPOTS_PER_BLOCK", 10)
+    monkeypatch.setattr(prediction, "_MATRIX", 40 * n_genes_at_once)
+    monkeypatch.setattr(prediction, "_SPOTS_PER_CHUNK", 10)
+    monkeypatch.setattr(prediction, "_CHUNKS_PER_BLOCK", 1)
     chosen = np.delete(np.arange(17), 3)
     found = assembled(expression, chosen, Neighbors(indices, weights))
     expected = np.einsum("nk,nkg->ng", weights.astype(float), dense[indices].astype(float))[:, chosen]
@@ -110,7 +111,8 @@ def test_csv_by_hand(tmp_path):
 
 def test_csv_of_chosen_genes_in_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr(prediction, "_BLOCK", 1)
-    monkeypatch.setattr(prediction, "_SPOTS_PER_BLOCK", 2)
+    monkeypatch.setattr(prediction, "_MATRIX", 1)
+    monkeypatch.setattr(prediction, "_SPOTS_PER_CHUNK", 2)
     write_csv(tmp_path / "a.csv", table(("ERBB2", "GNAS")), EXPRESSION, np.array([0, 2]), NEIGHBORS)
     with (tmp_path / "a.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -157,7 +159,7 @@ def test_a_failure_leaves_what_was_there(tmp_path, monkeypatch, write):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(prediction, "expression_from_neighbors", fail)
+    monkeypatch.setattr(averaging, "expression_from_neighbors", fail)
     with pytest.raises(OutputWriteError, match="No space left on device"):
         write(path, table(), EXPRESSION, ALL, NEIGHBORS)
     assert path.read_bytes() == b"old"
