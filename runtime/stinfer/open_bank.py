@@ -87,7 +87,7 @@ class OpenBank:
     @cached_property
     def searcher(self) -> Search:
         """What finds neighbors among the references; raises as `choose_search`."""
-        return choose_search(self._search, self.bank)
+        return choose_search(self._search, self.bank, self.n_workers)
 
     @cached_property
     def expression(self) -> Sparse:
