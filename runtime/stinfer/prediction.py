@@ -11,6 +11,7 @@ from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -237,7 +238,14 @@ def write_prediction(
         The disk is full, or the folder cannot be written.
     """
     shape = (len(table.spots), len(table.genes))
-    with h5ad.new_file(path) as new:
+    blocks: Generator[tuple[Any, ...], None, None]
+    if intervals is None:
+        blocks = iter_expression(expression, chosen, neighbors, clock, n_workers)
+    else:
+        blocks = iter_intervals(expression, chosen, neighbors, intervals, clock, n_workers)
+    with h5ad.new_file(path) as new, closing(blocks):
+        # From now on others average, while pictures are compressed here.
+        first = next(blocks, None)
         file = new.root
         h5ad.write_table(file, "obs", table.spots, table.spot_columns)
         ids = {} if table.gene_ids is None else {GENE_IDS: table.gene_ids}
@@ -245,24 +253,16 @@ def write_prediction(
         h5ad.write_array(file["obsm"], "spatial", table.spatial)
         h5ad.write_mapping(file["uns"], "spatial", table.image.to_uns())
         h5ad.write_mapping(file["uns"], "stinfer", table.record)
-        matrix = h5ad.create_matrix(file, "X", shape, chunks=(_SPOTS_PER_CHUNK, 256))
-        if intervals is None:
-            with closing(iter_expression(expression, chosen, neighbors, clock, n_workers)) as blocks:
-                for spots, genes, values in blocks:
-                    matrix[spots, genes] = values
-                    new.check()
-        else:
-            layers = [
-                h5ad.create_matrix(file["layers"], name, shape, chunks=(_SPOTS_PER_CHUNK, 256))
-                for name in ("lower", "upper")
-            ]
-            with closing(
-                iter_intervals(expression, chosen, neighbors, intervals, clock, n_workers)
-            ) as triples:
-                for spots, genes, *found in triples:
-                    for target, values in zip((matrix, *layers), found, strict=True):
-                        target[spots, genes] = values
-                    new.check()
+        places = [(file, "X")]
+        if intervals is not None:
+            places += [(file["layers"], name) for name in ("lower", "upper")]
+        targets = [
+            h5ad.create_matrix(group, name, shape, chunks=(_SPOTS_PER_CHUNK, 256)) for group, name in places
+        ]
+        for spots, genes, *found in chain([] if first is None else [first], blocks):
+            for target, values in zip(targets, found, strict=True):
+                target[spots, genes] = values
+            new.check()
         if with_neighbors:
             _write_neighbors(new, neighbors)
 
