@@ -27,7 +27,7 @@ from stinfer.files import written_beside
 from stinfer.neighbor_file import NeighborFile, Neighbors
 from stinfer.predict import interval_half_width
 from stinfer.sparse import Sparse
-from stinfer.stage_clock import StageClock, timed
+from stinfer.stage_clock import WAITING, StageClock, timed
 
 # Values of all references x genes, up to which they are held as a matrix: 128 MB.
 _MATRIX = 32_000_000
@@ -206,7 +206,10 @@ def _iter_blocks(
     # Neighbors are read here, in one thread.
     tasks = (partial(predict, neighbors[part]) for part in parts)
     with closing(in_parallel(tasks, n_workers)) as found:
-        yield from zip(parts, found, strict=True)
+        for part in parts:
+            with timed(clock, WAITING):
+                arrays = next(found)
+            yield part, arrays
 
 
 def write_prediction(

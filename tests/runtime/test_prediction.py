@@ -16,6 +16,7 @@ from stinfer.prediction import (
     write_prediction,
 )
 from stinfer.sparse import Sparse
+from stinfer.stage_clock import StageClock
 
 # Four references x three genes.
 DENSE = np.array([[0, 2, 0], [1, 0, 4], [0, 0, 0], [3, 8, 0]], dtype=np.float32)
@@ -97,6 +98,21 @@ def test_blocks_cover_everything_once_and_change_nothing(monkeypatch, n_genes_at
     found = assembled(expression, chosen, Neighbors(indices, weights))
     expected = np.einsum("nk,nkg->ng", weights.astype(float), dense[indices].astype(float))[:, chosen]
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_waiting_for_averages_is_not_counted_as_writing(tmp_path, monkeypatch):
+    now = [100.0]
+    real = averaging.expression_from_neighbors
+
+    def slow(*arguments):
+        now[0] += 7
+        return real(*arguments)
+
+    monkeypatch.setattr(averaging, "expression_from_neighbors", slow)
+    clock = StageClock(lambda: now[0])
+    with clock.during("write"):
+        write_prediction(tmp_path / "a.h5ad", table(), EXPRESSION, ALL, NEIGHBORS, clock=clock)
+    assert {name: clock.seconds[name] for name in ("average", "write")} == {"average": 7.0, "write": 0.0}
 
 
 def test_csv_by_hand(tmp_path):
