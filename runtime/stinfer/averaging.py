@@ -77,10 +77,13 @@ class DenseAverager:
     expression : (n_refs, n_genes_of_bank)
     groups : of the genes to predict
     middle : (n_genes,), about each gene's mean, for the spread too; None for means alone
+    n_workers : threads that take them out
     """
 
-    def __init__(self, expression: Sparse, groups: Sequence[GeneGroup], middle: F32 | None) -> None:
-        self._groups = [(group, expression.columns(group.columns)) for group in groups]
+    def __init__(
+        self, expression: Sparse, groups: Sequence[GeneGroup], middle: F32 | None, n_workers: int = 1
+    ) -> None:
+        self._groups = [(group, expression.columns(group.columns, n_workers)) for group in groups]
         self._middle = middle
 
     def average(self, neighbors: Neighbors) -> tuple[F32, ...]:

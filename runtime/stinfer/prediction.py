@@ -185,7 +185,7 @@ def _iter_blocks(
     idle: SimpleQueue[Averager] = SimpleQueue()
     with timed(clock, "average"):
         if (len(expression.indptr) - 1) * len(chosen) <= _MATRIX:
-            dense = DenseAverager(expression, groups, middle)
+            dense = DenseAverager(expression, groups, middle, n_workers)
             averagers: list[Averager] = [dense] * n_workers
         else:
             averagers = [StoredAverager(expression, groups, middle) for _ in range(n_workers)]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
+from stinfer.ahead import in_parallel
 from stinfer.contract import F32, I64, AnyArray
 from stinfer.coverage import Coverage
 from stinfer.memory import Scratch
@@ -34,12 +37,13 @@ class Sparse:
     n_columns: int
     coverage: Coverage | None = None
 
-    def columns(self, chosen: I64) -> F32:
+    def columns(self, chosen: I64, n_workers: int = 1) -> F32:
         """Return some columns as a dense matrix.
 
         Parameters
         ----------
         chosen : (n,), columns without repeats
+        n_workers : threads that share the rows
 
         Returns
         -------
@@ -49,18 +53,24 @@ class Sparse:
         dense = np.zeros(n_rows * width, dtype=np.float32)
         position = None
         if not np.array_equal(chosen, np.arange(self.n_columns)):
-            position = np.full(self.n_columns, -1, dtype=np.int64)
+            position = np.full(self.n_columns, -1, dtype=np.int32)
             position[chosen] = np.arange(width)
-        for first, last in self._row_blocks():
-            entries = slice(int(self.indptr[first]), int(self.indptr[last]))
-            values, target = self.data[entries], self.indices[entries]
+
+        def fill(first: int, last: int) -> None:
+            indptr = self.indptr[first : last + 1]
+            entries = slice(int(indptr[0]), int(indptr[-1]))
+            values, target, ends = self.data[entries], self.indices[entries], indptr - indptr[0]
+            if position is not None:
+                found = position.take(target)
+                kept = np.flatnonzero(found >= 0)
+                values, target, ends = values[kept], found[kept], np.searchsorted(kept, ends)
             starts = np.arange(first, last, dtype=np.int64) * width
-            place = np.repeat(starts, np.diff(self.indptr[first : last + 1]))
-            if position is None:
-                dense[place + target] = values
-            else:
-                kept = np.flatnonzero(position[target] >= 0)
-                dense[place[kept] + position[target[kept]]] = values[kept]
+            dense[np.repeat(starts, np.diff(ends)) + target] = values
+
+        tasks = (partial(fill, first, last) for first, last in self._row_blocks())
+        with closing(in_parallel(tasks, n_workers)) as filled:
+            for _ in filled:
+                pass
         return dense.reshape(n_rows, width)
 
     def column_means(self, chosen: I64) -> F32:
