@@ -1,4 +1,4 @@
-"""Memory that is free goes back to the system, so that a process takes what its slide takes and no more."""
+"""Memory: what is free goes back to the system, and what is needed again and again is kept."""
 
 from __future__ import annotations
 
