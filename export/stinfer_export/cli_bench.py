@@ -130,9 +130,9 @@ def area(
 @click.option(
     "--annoy-up-to",
     type=click.IntRange(min=0),
-    default=100_000,
+    default=60_000_000,
     show_default=True,
-    help="References up to which an index is built and measured too.",
+    help="Numbers of all references together up to which an index is built and measured too.",
 )
 @_options
 @shows_errors
@@ -146,7 +146,8 @@ def search(
 ) -> None:
     """Measure the search of banks: queries a second, recall, time to load and memory.
 
-    Also how long averaging 50 neighbors over 15,000 genes takes. Banks stay in the folder, up to 4 GB each.
+    Also how long averaging 50 neighbors over 15,000 genes takes. Banks stay in the folder, up to 4 GB each,
+    and are not made again.
     """
     from stinfer_export.bench import search as bench
     from stinfer_export.bench.subjects import find_models

@@ -1,9 +1,14 @@
-"""Memory that is free goes back to the system, so that a process takes what its slide takes and no more."""
+"""Memory: what is free goes back to the system, and what is needed again and again is kept."""
 
 from __future__ import annotations
 
 import ctypes
+import math
 import platform
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 # Of glibc's malloc.h, and where an array is a mapping of its own.
 _M_MMAP_THRESHOLD = -3
@@ -18,3 +23,24 @@ def return_large_blocks() -> None:
     """
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
+
+
+class Scratch:
+    """Arrays that keep their memory: to get a large one anew takes as long as to fill it."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, npt.NDArray[Any]] = {}
+
+    def empty(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """Return an array of any content, in the memory of the last one of this name."""
+        n = math.prod(shape)
+        kept = self._kept.get(name)
+        if kept is None or kept.size < n or kept.dtype != dtype:
+            kept = self._kept[name] = np.empty(n, dtype=dtype)
+        return kept[:n].reshape(shape)
+
+    def zeros(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """Return an array of zeros, in the memory of the last one of this name."""
+        found = self.empty(name, shape, dtype)
+        found.fill(0)
+        return found

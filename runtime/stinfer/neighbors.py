@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
@@ -31,6 +34,8 @@ ANNOY_METRIC: dict[Distance, Literal["angular", "euclidean"]] = {
 # Queries and references that are compared at once; with fewer queries more references. Their similarities,
 # 8 MB, stay in the cache.
 _QUERIES, _REFERENCES = 256, 8192
+# Numbers of queries and of their neighbors that are subtracted at once: 1 MB.
+_DIFFERENCES = 1 << 18
 # Queries to collect for each pass over references that stay in their file.
 _QUERIES_A_PASS = 1024
 
@@ -71,12 +76,14 @@ class ExactSearch:
     ----------
     references : (n_refs, dim); where they stay in their file, they are read once for all queries of a call
     distance : ``cosine`` is 1 - cos, 0 to 2; ``euclidean`` the length of the difference
+    n_workers : threads that blocks of queries are shared between
     """
 
     name = "exact"
 
-    def __init__(self, references: F32 | StoredArray, distance: Distance) -> None:
+    def __init__(self, references: F32 | StoredArray, distance: Distance, n_workers: int = 1) -> None:
         self._distance: Distance = distance
+        self._n_workers = n_workers
         self._stored = references if isinstance(references, StoredArray) else None
         self.queries_at_once = _QUERIES if self._stored is None else _QUERIES_A_PASS
         # Differences are what counts: without the common part a product tells small ones apart.
@@ -107,15 +114,21 @@ class ExactSearch:
         parts = [slice(i, i + _QUERIES) for i in range(0, len(queries), _QUERIES)]
         nearest = [Nearest(len(centered[part]), k) for part in parts]
         step = _REFERENCES * max(_QUERIES // max(len(queries), 1), 1)
-        for first, references, half_norms in self._blocks(step):
-            for part, found in zip(parts, nearest, strict=True):
-                # Larger is nearer: q.r - |r|²/2 orders as the distance does, for cosine too (|r| = 1).
-                nearness = centered[part] @ references.T
-                nearness -= half_norms
-                if excluded is not None and groups is not None:
-                    others = groups[None, first : first + len(references)]
-                    nearness[excluded[part, None] == others] = -np.inf
-                found.add(nearness, first)
+
+        def look(part: slice, found: Nearest, block: tuple[int, F32, F32]) -> None:
+            first, references, half_norms = block
+            # Larger is nearer: q.r - |r|²/2 orders as the distance does, for cosine too (|r| = 1).
+            nearness = centered[part] @ references.T
+            nearness -= half_norms
+            if excluded is not None and groups is not None:
+                others = groups[None, first : first + len(references)]
+                nearness[excluded[part, None] == others] = -np.inf
+            found.add(nearness, first)
+
+        n_workers = min(self._n_workers, len(parts))
+        with nullcontext() if n_workers < 2 else ThreadPoolExecutor(n_workers) as pool:
+            for block in self._blocks(step):
+                list((map if pool is None else pool.map)(look, parts, nearest, repeat(block)))
         found_rows = np.concatenate(
             [found.indices for found in nearest] or [np.empty((0, k), dtype=np.int64)]
         )
@@ -165,13 +178,12 @@ class Nearest:
         first : number of the first of them
         """
         n, k = self.indices.shape
-        if not self._any and nearness.shape[1] > k:
-            self.indices = np.argpartition(-nearness, k - 1, axis=1)[:, :k] + first
-            self._nearness = np.take_along_axis(nearness, self.indices - first, axis=1)
+        limit = self._nearness.min(axis=1, keepdims=True)
+        if not self._any:
+            limit = np.maximum(limit, _surely_reached(nearness, k))
             self._any = True
-            return
         # Hardly any of them comes before the k-th of those before.
-        better = np.flatnonzero(nearness > self._nearness.min(axis=1, keepdims=True))
+        better = np.flatnonzero(nearness > limit)
         if not better.size:
             return
         rows, columns = np.divmod(better, nearness.shape[1])
@@ -185,6 +197,19 @@ class Nearest:
         chosen = np.argpartition(-values, k - 1, axis=1)[:, :k]
         self._nearness = np.take_along_axis(values, chosen, axis=1)
         self.indices = np.take_along_axis(indices, chosen, axis=1)
+
+
+def _surely_reached(nearness: F32, k: int) -> F32:
+    """Return what at least `k` references of a block exceed, and few more, (n, 1); -inf if it has no more."""
+    n, n_block = nearness.shape
+    if n_block <= k:
+        return np.full((n, 1), -np.inf, dtype=np.float32)
+    # The best of every group: so many of them are enough to tell.
+    size = max(n_block // (4 * k), 1)
+    n_groups = n_block // size
+    best = nearness[:, : size * n_groups].reshape(n, size, n_groups).max(axis=1)
+    kth = np.partition(best, n_groups - k, axis=1)[:, n_groups - k, np.newaxis]
+    return np.asarray(np.nextafter(kth, np.float32(-np.inf)), dtype=np.float32)
 
 
 class AnnoySearch:
@@ -246,7 +271,7 @@ class AnnoySearch:
         )
 
 
-def choose_search(choice: SearchChoice, bank: Bank) -> Search:
+def choose_search(choice: SearchChoice, bank: Bank, n_workers: int = 1) -> Search:
     """Prepare the search of a bank's references.
 
     Parameters
@@ -254,6 +279,7 @@ def choose_search(choice: SearchChoice, bank: Bank) -> Search:
     choice : ``auto`` takes Annoy for large banks whose index was measured to find at least 99 % of
         the true neighbors, and the exact search for all others
     bank : the bank
+    n_workers : see `ExactSearch`
 
     Raises
     ------
@@ -266,7 +292,7 @@ def choose_search(choice: SearchChoice, bank: Bank) -> Search:
     settings = bank.settings
     worthwhile = bank.n_refs >= ANNOY_FROM_REFS and settings.annoy_recall >= ANNOY_MIN_RECALL
     if choice == "exact" or (choice == "auto" and not (worthwhile and annoy_installed())):
-        return ExactSearch(bank.embedding, settings.distance)
+        return ExactSearch(bank.embedding, settings.distance, n_workers)
     # Annoy reads only files, and maps them: on POSIX the mapping outlives the name.
     with tempfile.TemporaryDirectory() as folder:
         index = Path(folder) / "index.ann"
@@ -322,10 +348,13 @@ def _ranked(queries: F32, rows: Callable[[I64], F32], found: I64, distance: Dist
     # By index first, so that ties come in the references' order.
     found = np.sort(found, axis=1)
     distances = np.empty(found.shape, dtype=np.float32)
-    for i, row in enumerate(found):
-        difference = rows(row) - queries[i]
-        squared = np.einsum("kd,kd->k", difference, difference)
-        distances[i] = squared / 2 if distance == "cosine" else np.sqrt(squared)
+    step = max(_DIFFERENCES // max(found.shape[1] * queries.shape[1], 1), 1)
+    for first in range(0, len(found), step):
+        some = slice(first, first + step)
+        difference = rows(found[some].reshape(-1)).reshape(*found[some].shape, -1)
+        difference = difference - queries[some, np.newaxis]
+        squared = np.einsum("nkd,nkd->nk", difference, difference)
+        distances[some] = squared / 2 if distance == "cosine" else np.sqrt(squared)
     order = np.argsort(distances, axis=1, kind="stable")
     return np.take_along_axis(distances, order, axis=1), np.take_along_axis(found, order, axis=1)
 

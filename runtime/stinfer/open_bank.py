@@ -8,9 +8,10 @@ from pathlib import Path
 from stinfer.bank import Bank
 from stinfer.contract import F32
 from stinfer.embed import open_encoders, with_model
-from stinfer.encoder import Device
+from stinfer.encoder import MAX_WORKERS, Device
 from stinfer.encoder_stack import EncoderStack
 from stinfer.files import sha256_file
+from stinfer.machine import cores_allowed
 from stinfer.memory import return_large_blocks
 from stinfer.neighbor_file import Neighbors
 from stinfer.neighbors import Search, SearchChoice, choose_search
@@ -66,6 +67,11 @@ class OpenBank:
         self._search: SearchChoice = search
         self.model = None if model is None else Path(model)
 
+    @property
+    def n_workers(self) -> int:
+        """Threads that may work at the same time: the cores to use, up to as many as encode."""
+        return min(self._threads or cores_allowed(), MAX_WORKERS)
+
     @cached_property
     def own_encoders(self) -> EncoderStack:
         """The bank's own models; raises as `open_encoders`."""
@@ -81,7 +87,7 @@ class OpenBank:
     @cached_property
     def searcher(self) -> Search:
         """What finds neighbors among the references; raises as `choose_search`."""
-        return choose_search(self._search, self.bank)
+        return choose_search(self._search, self.bank, self.n_workers)
 
     @cached_property
     def expression(self) -> Sparse:

@@ -12,6 +12,7 @@ import numpy as np
 
 from stinfer.ahead import meanwhile, unless_failed
 from stinfer.bank import Bank
+from stinfer.blas import one_thread_a_product
 from stinfer.checkpoint import Checkpoint
 from stinfer.contract import I64
 from stinfer.embed import gathered
@@ -213,6 +214,7 @@ def predict_slide(
     check_choice("weighting", weighting, get_args(Weighting))
     with contextlib.ExitStack() as stack:
         stack.enter_context(locked(to.together))
+        stack.enter_context(one_thread_a_product())
         # Another run may have ended since.
         to.refuse_existing(overwrite=overwrite)
         # One after the other, while the slide is opened and the first patches are encoded.
@@ -329,6 +331,7 @@ def predict_slide(
                 intervals=bank_intervals(opened_bank, chosen) if intervals else None,
                 with_neighbors=save_neighbors,
                 clock=clock,
+                n_workers=opened.n_workers,
             )
     return PredictionResult(
         to.prediction,

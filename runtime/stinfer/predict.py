@@ -88,6 +88,21 @@ def spread_from_neighbors(weights: F32, indices: I64, expression: F32, mean: F32
     (n_spots, n_genes), weighted standard deviation, log1p CP10K
     """
     squares = expression_from_neighbors(weights, indices, (expression - middle) ** 2)
+    return spread_from_squares(squares, mean, middle)
+
+
+def spread_from_squares(squares: F32, mean: F32, middle: F32) -> F32:
+    """Return the spread of neighbors whose mean squared distance from the middle is known.
+
+    Parameters
+    ----------
+    squares : (n_spots, n_genes)
+    mean, middle : as for `spread_from_neighbors`
+
+    Returns
+    -------
+    (n_spots, n_genes), weighted standard deviation, log1p CP10K
+    """
     return np.asarray(np.sqrt(np.maximum(squares - (mean - middle) ** 2, 0)), dtype=np.float32)
 
 

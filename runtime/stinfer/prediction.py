@@ -7,32 +7,36 @@ memory grows neither with the number of spots nor of genes.
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 
 from stinfer import h5ad
+from stinfer.ahead import in_parallel
+from stinfer.averaging import Averager, DenseAverager, StoredAverager, gene_groups
 from stinfer.bank_parts import GENE_IDS
-from stinfer.contract import F32, F64, I64, U8, AnyArray, Bool
+from stinfer.contract import F32, F64, I64, U8, AnyArray
 from stinfer.files import written_beside
 from stinfer.neighbor_file import NeighborFile, Neighbors
-from stinfer.predict import (
-    SPOTS_AT_ONCE,
-    expression_from_neighbors,
-    interval_half_width,
-    spread_from_neighbors,
-)
+from stinfer.predict import interval_half_width
 from stinfer.sparse import Sparse
-from stinfer.stage_clock import StageClock, timed
+from stinfer.stage_clock import WAITING, StageClock, timed
 
-# Values of the dense block of references x genes, and of spots x genes, held at once: 128 MB each.
-_BLOCK = 32_000_000
-_SPOTS_PER_BLOCK = 4096
-# Rows of a chunk in the file: where all genes are predicted at once, a chunk is written whole.
+# Values of all references x genes, up to which they are held as a matrix: 128 MB.
+_MATRIX = 32_000_000
+# Values of spots x genes that a thread predicts at once, about: 16 MB.
+_BLOCK = 4_000_000
+# Rows of a chunk in the file, which is written whole; and chunks of a block at most.
 _SPOTS_PER_CHUNK = 256
+_CHUNKS_PER_BLOCK = 16
+_NEIGHBORS_PER_CHUNK = 4096
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,8 @@ def iter_expression(
     chosen: I64,
     neighbors: Neighbors | NeighborFile,
     clock: StageClock | None = None,
-) -> Iterator[tuple[slice, slice, F32]]:
+    n_workers: int = 1,
+) -> Generator[tuple[slice, slice, F32], None, None]:
     """Predict block by block.
 
     Parameters
@@ -118,23 +123,26 @@ def iter_expression(
     chosen : columns to predict
     neighbors : of n_spots; by origin too where some origins do not measure some of the genes
     clock : told how long averaging takes
+    n_workers : threads that work ahead; what they give does not depend on it
 
     Yields
     ------
     spots, genes : slices of the result that this block is
     values : (n_block_spots, n_block_genes), log1p CP10K
     """
-
-    def predict(groups: list[_Group], some: Neighbors) -> tuple[F32, ...]:
-        return (_assembled(groups, [_averaged(group, some) for group in groups]),)
-
-    for spots, (values,) in _iter_blocks(expression, chosen, neighbors, predict, clock):
-        yield spots, slice(0, len(chosen)), values
+    with closing(_iter_blocks(expression, chosen, neighbors, None, clock, n_workers)) as blocks:
+        for spots, (values,) in blocks:
+            yield spots, slice(0, len(chosen)), values
 
 
 def iter_intervals(
-    expression: Sparse, chosen: I64, neighbors: Neighbors | NeighborFile, intervals: Intervals
-) -> Iterator[tuple[slice, slice, F32, F32, F32]]:
+    expression: Sparse,
+    chosen: I64,
+    neighbors: Neighbors | NeighborFile,
+    intervals: Intervals,
+    clock: StageClock | None = None,
+    n_workers: int = 1,
+) -> Generator[tuple[slice, slice, F32, F32, F32], None, None]:
     """Predict with intervals, block by block; see `iter_expression`.
 
     Yields
@@ -143,123 +151,65 @@ def iter_intervals(
     values, lower, upper : (n_block_spots, n_block_genes), log1p CP10K; the interval NaN where it is not known
     """
     middle = expression.column_means(chosen)
-
-    def predict(groups: list[_Group], some: Neighbors) -> tuple[F32, ...]:
-        means = [_averaged(group, some) for group in groups]
-        spreads = [
-            _spread(group, some, mean, middle[group.positions])
-            for group, mean in zip(groups, means, strict=True)
-        ]
-        return _assembled(groups, means), _assembled(groups, spreads)
-
-    for spots, (values, spread) in _iter_blocks(expression, chosen, neighbors, predict):
-        half = interval_half_width(spread, intervals.scale, intervals.floor)
-        yield spots, slice(0, len(chosen)), values, np.maximum(values - half, np.float32(0)), values + half
+    with closing(_iter_blocks(expression, chosen, neighbors, middle, clock, n_workers)) as blocks:
+        for spots, (values, spread) in blocks:
+            half = interval_half_width(spread, intervals.scale, intervals.floor)
+            lower, upper = np.maximum(values - half, np.float32(0)), values + half
+            yield spots, slice(0, len(chosen)), values, lower, upper
 
 
 def _iter_blocks(
     expression: Sparse,
     chosen: I64,
     neighbors: Neighbors | NeighborFile,
-    predict: Callable[[list[_Group], Neighbors], tuple[F32, ...]],
-    clock: StageClock | None = None,
-) -> Iterator[tuple[slice, tuple[F32, ...]]]:
+    middle: F32 | None,
+    clock: StageClock | None,
+    n_workers: int,
+) -> Generator[tuple[slice, tuple[F32, ...]], None, None]:
     """Predict spots block by block.
 
     Few genes are taken out of all references once. Of many genes only the references that predict some spots
-    are taken, as many at a time as fit.
+    are taken.
 
     Parameters
     ----------
-    expression, chosen, neighbors : see `iter_expression`
-    predict : gives arrays, each (n_spots, n_chosen), for some spots
-    clock : told how long all this takes
+    expression, chosen, neighbors, clock, n_workers : see `iter_expression`
+    middle : see `stinfer.averaging.DenseAverager`
 
     Yields
     ------
     spots : slice of all
-    arrays : what `predict` gave
+    arrays : see `stinfer.averaging.Averager`
     """
-    whole = None
-    if (len(expression.indptr) - 1) * len(chosen) <= _BLOCK:
-        with timed(clock, "average"):
-            whole = _groups(expression, chosen)
-    largest = _SPOTS_PER_BLOCK if whole is not None else _SPOTS_PER_CHUNK
-    step = min(max(_BLOCK // len(chosen), 1), largest)
-    for first in range(0, len(neighbors), step):
-        part = slice(first, min(first + step, len(neighbors)))
-        with timed(clock, "average"):
-            some = neighbors[part]
-            if whole is not None:
-                found = predict(whole, some)
-            else:
-                pieces = [
-                    predict(_groups(expression.rows(used), chosen), among)
-                    for used, among in _iter_used(some, max(_BLOCK // len(chosen), 1))
-                ]
-                found = tuple(np.concatenate(parts) for parts in zip(*pieces, strict=True))
-        yield part, found
+    groups = gene_groups(expression, chosen)
+    idle: SimpleQueue[Averager] = SimpleQueue()
+    with timed(clock, "average"):
+        if (len(expression.indptr) - 1) * len(chosen) <= _MATRIX:
+            dense = DenseAverager(expression, groups, middle, n_workers)
+            averagers: list[Averager] = [dense] * n_workers
+        else:
+            averagers = [StoredAverager(expression, groups, middle) for _ in range(n_workers)]
+    for averager in averagers:
+        idle.put(averager)
 
+    def predict(some: Neighbors) -> tuple[F32, ...]:
+        averager = idle.get()
+        try:
+            with timed(clock, "average"):
+                return averager.average(some)
+        finally:
+            idle.put(averager)
 
-def _iter_used(neighbors: Neighbors, n_refs: int) -> Iterator[tuple[I64, Neighbors]]:
-    """Cut spots into pieces that use no more than some number of references, or are one spot each."""
-    first, step = 0, SPOTS_AT_ONCE
-    while first < len(neighbors):
-        used, among = neighbors[first : first + step].among_used()
-        if len(used) > n_refs and step > 1:
-            step //= 2
-            continue
-        yield used, among
-        first += step
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Genes of a block that the same references can predict.
-
-    Parameters
-    ----------
-    origins : (n_origins,), those that measure them; None where all references do
-    positions : (n,), in the block
-    expression : (n_refs, n), log1p CP10K; 0 where it was not measured
-    """
-
-    origins: Bool | None
-    positions: I64
-    expression: F32
-
-    def voters(self, neighbors: Neighbors) -> Neighbors:
-        return neighbors if self.origins is None else neighbors.of(self.origins)
-
-
-def _groups(expression: Sparse, columns: I64) -> list[_Group]:
-    coverage = expression.coverage
-    if coverage is None or not coverage.is_partial(columns):
-        return [_Group(None, np.arange(len(columns)), expression.columns(columns))]
-    return [
-        _Group(origins, positions, expression.columns(columns[positions]))
-        for origins, positions in coverage.groups(columns)
-    ]
-
-
-def _averaged(group: _Group, neighbors: Neighbors) -> F32:
-    voters = group.voters(neighbors)
-    return expression_from_neighbors(voters.weights, voters.indices, group.expression)
-
-
-def _spread(group: _Group, neighbors: Neighbors, mean: F32, middle: F32) -> F32:
-    voters = group.voters(neighbors)
-    return spread_from_neighbors(voters.weights, voters.indices, group.expression, mean, middle)
-
-
-def _assembled(groups: list[_Group], parts: list[F32]) -> F32:
-    """Put the groups' values, (n_spots, n) each, into the order of their block."""
-    if len(groups) == 1:
-        return parts[0]
-    values = np.empty((len(parts[0]), sum(len(group.positions) for group in groups)), dtype=np.float32)
-    for group, part in zip(groups, parts, strict=True):
-        values[:, group.positions] = part
-    return values
+    n_chunks = min(max(_BLOCK // (max(len(chosen), 1) * _SPOTS_PER_CHUNK), 1), _CHUNKS_PER_BLOCK)
+    step = n_chunks * _SPOTS_PER_CHUNK
+    parts = [slice(i, min(i + step, len(neighbors))) for i in range(0, len(neighbors), step)]
+    # Neighbors are read here, in one thread.
+    tasks = (partial(predict, neighbors[part]) for part in parts)
+    with closing(in_parallel(tasks, n_workers)) as found:
+        for part in parts:
+            with timed(clock, WAITING):
+                arrays = next(found)
+            yield part, arrays
 
 
 def write_prediction(
@@ -272,6 +222,7 @@ def write_prediction(
     intervals: Intervals | None = None,
     with_neighbors: bool = False,
     clock: StageClock | None = None,
+    n_workers: int = 1,
 ) -> None:
     """Write the prediction as an AnnData file, all or nothing.
 
@@ -282,7 +233,7 @@ def write_prediction(
     expression, chosen, neighbors : see `iter_expression`
     intervals : of the chosen genes, to write as layers ``lower`` and ``upper``; None to leave them out
     with_neighbors : write which references made each prediction, and their weights
-    clock : told how long averaging takes
+    clock, n_workers : see `iter_expression`
 
     Raises
     ------
@@ -290,7 +241,14 @@ def write_prediction(
         The disk is full, or the folder cannot be written.
     """
     shape = (len(table.spots), len(table.genes))
-    with h5ad.new_file(path) as new:
+    blocks: Generator[tuple[Any, ...], None, None]
+    if intervals is None:
+        blocks = iter_expression(expression, chosen, neighbors, clock, n_workers)
+    else:
+        blocks = iter_intervals(expression, chosen, neighbors, intervals, clock, n_workers)
+    with h5ad.new_file(path) as new, closing(blocks):
+        # From now on others average, while pictures are compressed here.
+        first = next(blocks, None)
         file = new.root
         h5ad.write_table(file, "obs", table.spots, table.spot_columns)
         ids = {} if table.gene_ids is None else {GENE_IDS: table.gene_ids}
@@ -298,20 +256,16 @@ def write_prediction(
         h5ad.write_array(file["obsm"], "spatial", table.spatial)
         h5ad.write_mapping(file["uns"], "spatial", table.image.to_uns())
         h5ad.write_mapping(file["uns"], "stinfer", table.record)
-        matrix = h5ad.create_matrix(file, "X", shape, chunks=(_SPOTS_PER_CHUNK, 256))
-        if intervals is None:
-            for spots, genes, values in iter_expression(expression, chosen, neighbors, clock):
-                matrix[spots, genes] = values
-                new.check()
-        else:
-            layers = [
-                h5ad.create_matrix(file["layers"], name, shape, chunks=(_SPOTS_PER_CHUNK, 256))
-                for name in ("lower", "upper")
-            ]
-            for spots, genes, *found in iter_intervals(expression, chosen, neighbors, intervals):
-                for target, values in zip((matrix, *layers), found, strict=True):
-                    target[spots, genes] = values
-                new.check()
+        places = [(file, "X")]
+        if intervals is not None:
+            places += [(file["layers"], name) for name in ("lower", "upper")]
+        targets = [
+            h5ad.create_matrix(group, name, shape, chunks=(_SPOTS_PER_CHUNK, 256)) for group, name in places
+        ]
+        for spots, genes, *found in chain([] if first is None else [first], blocks):
+            for target, values in zip(targets, found, strict=True):
+                target[spots, genes] = values
+            new.check()
         if with_neighbors:
             _write_neighbors(new, neighbors)
 
@@ -320,10 +274,12 @@ def _write_neighbors(new: h5ad.NewFile, neighbors: Neighbors | NeighborFile) -> 
     """Write the bank's rows that made each prediction, and their weights, nearest first."""
     shape = (len(neighbors), neighbors[0:1].indices.shape[1])
     obsm = new.root["obsm"]
-    indices = h5ad.create_matrix(obsm, "neighbor_index", shape, chunks=(4096, shape[1]), dtype=np.int32)
-    weights = h5ad.create_matrix(obsm, "neighbor_weight", shape, chunks=(4096, shape[1]))
-    for first in range(0, len(neighbors), _SPOTS_PER_BLOCK):
-        part = slice(first, min(first + _SPOTS_PER_BLOCK, len(neighbors)))
+    indices = h5ad.create_matrix(
+        obsm, "neighbor_index", shape, chunks=(_NEIGHBORS_PER_CHUNK, shape[1]), dtype=np.int32
+    )
+    weights = h5ad.create_matrix(obsm, "neighbor_weight", shape, chunks=(_NEIGHBORS_PER_CHUNK, shape[1]))
+    for first in range(0, len(neighbors), _NEIGHBORS_PER_CHUNK):
+        part = slice(first, min(first + _NEIGHBORS_PER_CHUNK, len(neighbors)))
         some = neighbors[part]
         indices[part], weights[part] = some.indices, some.weights
         new.check()
@@ -343,10 +299,14 @@ def write_csv(
     OutputWriteError
         The disk is full, or the folder cannot be written.
     """
-    with written_beside(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+    with (
+        written_beside(path) as beside,
+        beside.open("w", encoding="utf-8", newline="") as file,
+        closing(iter_expression(expression, chosen, neighbors)) as blocks,
+    ):
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["id", "x", "y", *table.spot_columns, *table.genes])
-        for spots, _, values in iter_expression(expression, chosen, neighbors):
+        for spots, _, values in blocks:
             for i, row in enumerate(values, start=spots.start):
                 place = [f"{coordinate:.2f}" for coordinate in table.spatial[i]]
                 numbers = [_text(column[i]) for column in table.spot_columns.values()]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
+from stinfer.ahead import in_parallel
 from stinfer.contract import F32, I64, AnyArray
 from stinfer.coverage import Coverage
+from stinfer.memory import Scratch
 from stinfer.stored_array import StoredArray, take_ranges
 
 # Stored values that are looked at at once.
@@ -33,12 +37,13 @@ class Sparse:
     n_columns: int
     coverage: Coverage | None = None
 
-    def columns(self, chosen: I64) -> F32:
+    def columns(self, chosen: I64, n_workers: int = 1) -> F32:
         """Return some columns as a dense matrix.
 
         Parameters
         ----------
         chosen : (n,), columns without repeats
+        n_workers : threads that share the rows
 
         Returns
         -------
@@ -48,18 +53,24 @@ class Sparse:
         dense = np.zeros(n_rows * width, dtype=np.float32)
         position = None
         if not np.array_equal(chosen, np.arange(self.n_columns)):
-            position = np.full(self.n_columns, -1, dtype=np.int64)
+            position = np.full(self.n_columns, -1, dtype=np.int32)
             position[chosen] = np.arange(width)
-        for first, last in self._row_blocks():
-            entries = slice(int(self.indptr[first]), int(self.indptr[last]))
-            values, target = self.data[entries], self.indices[entries]
+
+        def fill(first: int, last: int) -> None:
+            indptr = self.indptr[first : last + 1]
+            entries = slice(int(indptr[0]), int(indptr[-1]))
+            values, target, ends = self.data[entries], self.indices[entries], indptr - indptr[0]
+            if position is not None:
+                found = position.take(target)
+                kept = np.flatnonzero(found >= 0)
+                values, target, ends = values[kept], found[kept], np.searchsorted(kept, ends)
             starts = np.arange(first, last, dtype=np.int64) * width
-            place = np.repeat(starts, np.diff(self.indptr[first : last + 1]))
-            if position is None:
-                dense[place + target] = values
-            else:
-                kept = np.flatnonzero(position[target] >= 0)
-                dense[place[kept] + position[target[kept]]] = values[kept]
+            dense[np.repeat(starts, np.diff(ends)) + target] = values
+
+        tasks = (partial(fill, first, last) for first, last in self._row_blocks())
+        with closing(in_parallel(tasks, n_workers)) as filled:
+            for _ in filled:
+                pass
         return dense.reshape(n_rows, width)
 
     def column_means(self, chosen: I64) -> F32:
@@ -147,16 +158,27 @@ class Sparse:
             len(chosen),
         )
 
-    def rows(self, chosen: I64) -> Sparse:
-        """Return some rows.
+    def row(self, number: int) -> tuple[AnyArray, AnyArray]:
+        """Return the columns of a row that are stored, and their values."""
+        part = slice(int(self.indptr[number]), int(self.indptr[number + 1]))
+        return self.indices[part], self.data[part]
+
+    def rows(self, chosen: I64, scratch: Scratch | None = None) -> Sparse:
+        """Return some rows, in memory.
 
         Parameters
         ----------
         chosen : (n,)
+        scratch : whose memory they are to take, until the next ones do; None for memory of their own
         """
         starts, ends = self.indptr[:-1][chosen], self.indptr[1:][chosen]
         ranges = list(zip(starts.tolist(), ends.tolist(), strict=True))
         indptr = np.concatenate([[0], np.cumsum(ends - starts)]).astype(np.int64)
         coverage = None if self.coverage is None else self.coverage.rows(chosen)
-        data, indices = take_ranges(self.data, ranges), take_ranges(self.indices, ranges)
+        scratch = Scratch() if scratch is None else scratch
+        n_stored = (int(indptr[-1]),)
+        data, indices = (
+            take_ranges(array, ranges, scratch.empty(name, n_stored, array.dtype))
+            for name, array in (("row values", self.data), ("row columns", self.indices))
+        )
         return Sparse(data, indices, indptr, self.n_columns, coverage)

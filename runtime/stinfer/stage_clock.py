@@ -10,6 +10,8 @@ from contextlib import AbstractContextManager, nullcontext
 
 # In the order in which a slide goes through them.
 STAGES = ("open", "tissue", "read", "resample", "encode", "windows", "search", "average", "write")
+# Where a thread is that waits for others within a stage: it is none, and not told.
+WAITING = "waiting"
 
 
 class StageClock:

@@ -69,11 +69,18 @@ class StoredArray:
         """Read some rows, (n,); raises as indexing does."""
         return self.ranges([(row, row + 1) for row in rows.tolist()])
 
-    def ranges(self, ranges: Sequence[tuple[int, int]]) -> AnyArray:
-        """Read ranges of rows, each from its first up to, not with, its last, one after the other."""
+    def ranges(self, ranges: Sequence[tuple[int, int]], found: AnyArray | None = None) -> AnyArray:
+        """Read ranges of rows, each from its first up to, not with, its last, one after the other.
+
+        Parameters
+        ----------
+        ranges : of rows
+        found : array to fill and return, of the right size and kind; None for a new one
+        """
         row_bytes = self.dtype.itemsize * math.prod(self.shape[1:])
-        n_rows = sum(last - first for first, last in ranges)
-        found = np.empty((n_rows, *self.shape[1:]), dtype=self.dtype)
+        if found is None:
+            n_rows = sum(last - first for first, last in ranges)
+            found = np.empty((n_rows, *self.shape[1:]), dtype=self.dtype)
         target = found.reshape(-1).view(np.uint8).data
         at = 0
         with self._opened() as file:
@@ -124,8 +131,10 @@ def take_rows(array: AnyArray | StoredArray, rows: AnyArray) -> AnyArray:
     return array.take(rows) if isinstance(array, StoredArray) else array[rows]
 
 
-def take_ranges(array: AnyArray | StoredArray, ranges: Sequence[tuple[int, int]]) -> AnyArray:
-    """Return ranges of rows, one after the other."""
+def take_ranges(
+    array: AnyArray | StoredArray, ranges: Sequence[tuple[int, int]], found: AnyArray | None = None
+) -> AnyArray:
+    """Return ranges of rows, one after the other; see `StoredArray.ranges`."""
     if isinstance(array, StoredArray):
-        return array.ranges(ranges)
-    return np.concatenate([array[first:last] for first, last in ranges] or [array[:0]])
+        return array.ranges(ranges, found)
+    return np.concatenate([array[first:last] for first, last in ranges] or [array[:0]], out=found)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stinfer import prediction
 from stinfer.coverage import Coverage
 from stinfer.neighbor_file import NeighborFile, Neighbors
 from stinfer.origin_search import OriginSearch
@@ -14,6 +15,14 @@ from stinfer.predict import neighbor_weights
 from stinfer.prediction import Intervals, iter_expression, iter_intervals
 from stinfer.sparse import Sparse
 from stinfer.voters import OriginNeighbors
+
+
+@pytest.fixture(autouse=True, params=["as a matrix", "as stored"])
+def held(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Average everything in both ways."""
+    if request.param == "as stored":
+        monkeypatch.setattr(prediction, "_MATRIX", 0)
+
 
 # Five references on a line, of origins 0, 1, 0, 1, 0.
 PLACES = np.array([[0.0], [1.0], [2.0], [4.0], [8.0]], dtype=np.float32)

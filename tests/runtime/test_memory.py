@@ -1,4 +1,4 @@
-"""Freed arrays go back to the system, where malloc would keep them."""
+"""Freed arrays go back to the system, where malloc would keep them; those of a scratch stay."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import platform
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+
+from stinfer.memory import Scratch
 
 # An array that is freed raises the size that glibc keeps; the next of that size, below others, then stays.
 SCRIPT = """
@@ -42,3 +45,19 @@ def grown_mb(asked: str) -> int:
 def test_large_arrays_are_not_kept() -> None:
     assert grown_mb("yes") < 10  # six of half a MB
     assert grown_mb("no") > 80  # so the line above can fail
+
+
+def test_scratch_keeps_the_memory_of_a_name_and_its_kind() -> None:
+    scratch = Scratch()
+    first = scratch.zeros("a", (4, 3), np.float32)
+    first[:] = 7
+    smaller = scratch.empty("a", (2, 5), np.float32)
+    assert np.shares_memory(first, smaller)
+    assert smaller.tolist() == [[7] * 5] * 2
+    assert scratch.zeros("a", (2, 2), np.float32).tolist() == [[0, 0], [0, 0]]
+    for other in (
+        scratch.empty("b", (2, 5), np.float32),
+        scratch.empty("a", (13,), np.float32),
+        scratch.empty("a", (1,), np.float64),
+    ):
+        assert not np.shares_memory(first, other)

@@ -118,6 +118,33 @@ def test_blocks_of_queries_change_nothing(monkeypatch):
     assert np.array_equal(whole[1], search.query(queries, 4, excluded=excluded, groups=groups)[1])
 
 
+@pytest.mark.parametrize("k", [1, 7, 64, 65, 900])
+def test_of_many_references_at_once_the_nearest_are_found(k):
+    # 700 places, most of them twice, so that many distances are equal; the nearest come first, and last.
+    places = cloud(700, 3, 18)
+    references = np.concatenate([places, places[:600]])[np.argsort(-cloud(1300, 1, 19)[:, 0])]
+    queries = np.concatenate([cloud(6, 3, 20), references[[0, 1299]]])
+    distances, indices = ExactSearch(references, "euclidean").query(queries, k)
+    exact = np.linalg.norm(queries[:, None].astype(float) - references[None].astype(float), axis=2)
+    np.testing.assert_allclose(distances, np.sort(exact, axis=1)[:, :k], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(np.take_along_axis(exact, indices, axis=1), distances, rtol=1e-5, atol=1e-6)
+    assert all(len(set(row)) == k for row in indices.tolist())
+
+
+@pytest.mark.parametrize("in_file", [False, True])
+def test_threads_change_nothing(tmp_path, monkeypatch, in_file):
+    monkeypatch.setattr(neighbors, "_QUERIES", 8)
+    references, queries = cloud(900, 5, 21), cloud(60, 5, 22)
+    groups, excluded = np.arange(900) % 5, np.arange(60) % 5
+    given = stored(tmp_path, references) if in_file else references
+    one, three = (
+        ExactSearch(given, "cosine", n_workers).query(queries, 11, excluded=excluded, groups=groups)
+        for n_workers in (1, 3)
+    )
+    assert np.array_equal(one[1], three[1])
+    assert np.array_equal(one[0], three[0])
+
+
 def test_prepare_scales_to_length_one():
     np.testing.assert_allclose(prepare(f32([[3, 4], [0, -2]]), "cosine"), [[0.6, 0.8], [0, -1]], rtol=1e-6)
     assert prepare(f32([[3, 4]]), "euclidean").tolist() == [[3, 4]]

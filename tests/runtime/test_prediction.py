@@ -5,7 +5,7 @@ import csv
 import numpy as np
 import pytest
 
-from stinfer import prediction
+from stinfer import averaging, prediction
 from stinfer.errors import OutputWriteError
 from stinfer.prediction import (
     Neighbors,
@@ -16,6 +16,7 @@ from stinfer.prediction import (
     write_prediction,
 )
 from stinfer.sparse import Sparse
+from stinfer.stage_clock import StageClock
 
 # Four references x three genes.
 DENSE = np.array([[0, 2, 0], [1, 0, 4], [0, 0, 0], [3, 8, 0]], dtype=np.float32)
@@ -90,12 +91,28 @@ def test_blocks_cover_everything_once_and_change_nothing(monkeypatch, n_genes_at
     expression = Sparse(dense[rows, columns], columns, indptr, 17)
     indices = np.array([rng.permutation(40)[:6] for _ in range(25)])
     weights = rng.dirichlet(np.ones(6), 25).astype(np.float32)
-    monkeypatch.setattr(prediction, "_BLOCK", 40 * n_genes_at_once)
-    monkeypatch.setattr(prediction, "_SPOTS_PER_BLOCK", 10)
+    monkeypatch.setattr(prediction, "_MATRIX", 40 * n_genes_at_once)
+    monkeypatch.setattr(prediction, "_SPOTS_PER_CHUNK", 10)
+    monkeypatch.setattr(prediction, "_CHUNKS_PER_BLOCK", 1)
     chosen = np.delete(np.arange(17), 3)
     found = assembled(expression, chosen, Neighbors(indices, weights))
     expected = np.einsum("nk,nkg->ng", weights.astype(float), dense[indices].astype(float))[:, chosen]
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_waiting_for_averages_is_not_counted_as_writing(tmp_path, monkeypatch):
+    now = [100.0]
+    real = averaging.expression_from_neighbors
+
+    def slow(*arguments):
+        now[0] += 7
+        return real(*arguments)
+
+    monkeypatch.setattr(averaging, "expression_from_neighbors", slow)
+    clock = StageClock(lambda: now[0])
+    with clock.during("write"):
+        write_prediction(tmp_path / "a.h5ad", table(), EXPRESSION, ALL, NEIGHBORS, clock=clock)
+    assert {name: clock.seconds[name] for name in ("average", "write")} == {"average": 7.0, "write": 0.0}
 
 
 def test_csv_by_hand(tmp_path):
@@ -110,7 +127,8 @@ def test_csv_by_hand(tmp_path):
 
 def test_csv_of_chosen_genes_in_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr(prediction, "_BLOCK", 1)
-    monkeypatch.setattr(prediction, "_SPOTS_PER_BLOCK", 2)
+    monkeypatch.setattr(prediction, "_MATRIX", 1)
+    monkeypatch.setattr(prediction, "_SPOTS_PER_CHUNK", 2)
     write_csv(tmp_path / "a.csv", table(("ERBB2", "GNAS")), EXPRESSION, np.array([0, 2]), NEIGHBORS)
     with (tmp_path / "a.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -157,7 +175,7 @@ def test_a_failure_leaves_what_was_there(tmp_path, monkeypatch, write):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(prediction, "expression_from_neighbors", fail)
+    monkeypatch.setattr(averaging, "expression_from_neighbors", fail)
     with pytest.raises(OutputWriteError, match="No space left on device"):
         write(path, table(), EXPRESSION, ALL, NEIGHBORS)
     assert path.read_bytes() == b"old"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from stinfer import sparse
 from stinfer.sparse import Sparse
 
 # 0 5 0 7
@@ -18,12 +19,12 @@ INDPTR = np.array([0, 2, 2, 6, 7], dtype=np.int64)
 MATRIX = Sparse(DATA, INDICES, INDPTR, 4)
 
 
-def dense(sparse: Sparse) -> np.ndarray:
+def dense(matrix: Sparse) -> np.ndarray:
     """Fill in the values one by one."""
-    found = np.zeros((len(sparse.indptr) - 1, sparse.n_columns), dtype=np.float32)
+    found = np.zeros((len(matrix.indptr) - 1, matrix.n_columns), dtype=np.float32)
     for row in range(len(found)):
-        for at in range(sparse.indptr[row], sparse.indptr[row + 1]):
-            found[row, sparse.indices[at]] += sparse.data[at]
+        for at in range(matrix.indptr[row], matrix.indptr[row + 1]):
+            found[row, matrix.indices[at]] += matrix.data[at]
     return found
 
 
@@ -51,6 +52,17 @@ def test_rows_of_indices_of_32_bits() -> None:
 def test_columns_of_some_rows_are_those_of_the_dense_matrix() -> None:
     found = MATRIX.rows(np.array([2, 1, 0])).columns(np.array([3, 1]))
     np.testing.assert_array_equal(found, DENSE[[2, 1, 0]][:, [3, 1]])
+
+
+@pytest.mark.parametrize("n_workers", [1, 3])
+@pytest.mark.parametrize("block", [1, 3, 100])
+def test_columns_taken_in_blocks_by_threads(
+    monkeypatch: pytest.MonkeyPatch, n_workers: int, block: int
+) -> None:
+    monkeypatch.setattr(sparse, "_BLOCK", block)
+    for chosen in ([0, 1, 2, 3], [3, 0, 2], [1], []):
+        found = MATRIX.columns(np.array(chosen, dtype=np.int64), n_workers)
+        np.testing.assert_array_equal(found, DENSE[:, chosen])
 
 
 def test_a_matrix_is_valid_with_empty_rows_anywhere_and_with_none_stored() -> None:

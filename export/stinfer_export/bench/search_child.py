@@ -11,9 +11,13 @@ from typing import Any
 import numpy as np
 
 from stinfer.bench_run import peak_bytes
+from stinfer.blas import one_thread_a_product
 from stinfer.neighbor_file import Neighbors
 from stinfer.open_bank import OpenBank
 from stinfer.prediction import iter_expression
+
+# Asked at once, so that all cores have some, and averaged.
+_QUERIES = 1024
 
 
 def run(spec: dict[str, Any]) -> dict[str, Any]:
@@ -29,13 +33,18 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
     `load_s`, until the first answer; `per_second`, of queries; `average_ms`, of a spot with all genes;
     `peak_bytes`
     """
+    with one_thread_a_product():  # as a run has it
+        return _measured(spec)
+
+
+def _measured(spec: dict[str, Any]) -> dict[str, Any]:
     start = time.perf_counter()
     opened = OpenBank(spec["bank"], device="cpu", threads=None, search=spec["search"])
     expression = opened.expression
     queries = np.load(spec["queries"])
     opened.searcher.query(queries[:1], spec["k"])
     load_s = time.perf_counter() - start
-    step = max(opened.searcher.queries_at_once, 256)
+    step = max(opened.searcher.queries_at_once, _QUERIES)
     distances, indices = [], []
     start = time.perf_counter()
     for first in range(0, len(queries), step):
@@ -47,11 +56,12 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
     search_s = time.perf_counter() - start
     n_done = sum(map(len, indices))
     np.savez(spec["neighbors"], distances=np.concatenate(distances), indices=np.concatenate(indices))
-    some = np.concatenate(indices)[:256]
+    some = np.concatenate(indices)[:_QUERIES]
     weights = np.full(some.shape, 1 / spec["k"], dtype=np.float32)
     chosen = np.arange(len(opened.bank.genes))
     start = time.perf_counter()
-    for _ in iter_expression(expression, chosen, Neighbors(some, weights)):
+    averaged = iter_expression(expression, chosen, Neighbors(some, weights), n_workers=opened.n_workers)
+    for _ in averaged:
         pass
     return {
         "load_s": load_s,
