@@ -10,6 +10,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+from stinfer.blas import one_thread_a_product
 from stinfer.contract import MPP_MAX_UM, MPP_MIN_UM, ModelCard, Pooling
 from stinfer.embed import FieldOfView
 from stinfer.encoder import Device, Encoder
@@ -36,6 +37,7 @@ from stinfer_export.stain_choice import Stains, choose_stain, cross_validated, r
 _TEXTURE_STRIDE_PX = 32
 
 
+@one_thread_a_product()
 def build_bank(
     sections: Iterable[Section],
     plan: BankPlan,

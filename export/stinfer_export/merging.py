@@ -29,6 +29,7 @@ import numpy as np
 from stinfer import h5ad
 from stinfer.bank import Bank
 from stinfer.bank_shapes import MAX_ORIGINS
+from stinfer.blas import one_thread_a_product
 from stinfer.contract import F32, I64, Bool
 from stinfer.coverage import Coverage
 from stinfer.embed import FieldOfView, open_encoders
@@ -92,6 +93,7 @@ class _Input:
         return {names[origin]: coverage.measured[origin] for origin in sorted(names)}
 
 
+@one_thread_a_product()
 def merge_banks(
     paths: Sequence[Path],
     out: Path,

@@ -27,7 +27,17 @@ _FORMATS = (
     "Philips (.tiff)", "Sakura (.svslide)", "Trestle (.tif)", "Ventana (.bif, .tif)", "Zeiss (.czi)",
     "tiled TIFF",
 )  # fmt: skip
-_REQUIRED = ("numpy", "h5py", "onnxruntime", "openslide-python", "pillow", "click", "filelock", "tqdm")
+_REQUIRED = (
+    "numpy",
+    "h5py",
+    "onnxruntime",
+    "openslide-python",
+    "pillow",
+    "click",
+    "filelock",
+    "threadpoolctl",
+    "tqdm",
+)
 _OPTIONAL = {
     "tifffile": ("tiff", "OME-TIFF"),
     "imagecodecs": ("tiff", "OME-TIFF, and TIFF slides that OpenSlide does not read"),

@@ -1,7 +1,7 @@
 """Leave out of an ONNX model what only outputs need that are not asked for.
 
 ONNX Runtime runs every node of a graph, whatever it is asked for: of a resnet50 in eight bits, the means of
-inner layers that a feature map needs take a seventh of a patch's time; of a vgg16, the head is most of the file.
+inner layers that a map needs take a seventh of a patch's time; of a vgg16, the head is most of the file.
 
 References
 ----------

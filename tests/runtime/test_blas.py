@@ -6,10 +6,9 @@ import threading
 
 import numpy as np
 import pytest
+import threadpoolctl
 
 from stinfer.blas import one_thread_a_product
-
-threadpoolctl = pytest.importorskip("threadpoolctl")
 
 
 def n_threads() -> int:
@@ -44,7 +43,7 @@ def test_an_error_within_the_block_ends_it_too() -> None:
     assert n_threads() == 3
 
 
-def test_of_blocks_that_overlap_the_last_one_gives_the_threads_back() -> None:
+def test_what_blocks_of_several_threads_took_is_given_back() -> None:
     entered, leave = threading.Event(), threading.Event()
 
     def other() -> None:
@@ -56,7 +55,7 @@ def test_of_blocks_that_overlap_the_last_one_gives_the_threads_back() -> None:
     with one_thread_a_product():
         thread.start()
         assert entered.wait(60)
-    assert n_threads() == 1
+        assert n_threads() == 1
     leave.set()
     thread.join()
     assert n_threads() == 3

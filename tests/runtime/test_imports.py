@@ -23,6 +23,7 @@ ALLOWED = {
     "openslide",
     "click",
     "filelock",
+    "threadpoolctl",
     "tqdm",
     "annoy",
     "tifffile",
