@@ -32,8 +32,9 @@ from stinfer.windows import WindowPooler
 # Largest side of a region with its halo: larger ones compute less halo for what they keep, smaller ones need
 # less memory; this one takes 0.3 GB with resnet18.
 ENCODED_PX = 1792
-# A smaller region does where the halo is at most this part of what is kept, but none below the least side.
-_HALO_SHARE, _LEAST_PX = 1 / 8, 1024
+# A smaller region does where the halo is at most this part of what is kept, but none below the least side:
+# what more of a halo costs is saved at the tissue's edges, which small regions follow.
+_HALO_SHARE, _LEAST_PX = 1 / 6, 832
 # Where less of a place's smallest window is tissue, all of its windows counts: there is too little to go by.
 MIN_WINDOW_TISSUE = 0.05
 
@@ -79,7 +80,7 @@ def kept_px(halo_px: int) -> int:
     Returns
     -------
     side in px, not yet of whole cells: with its halo at most `ENCODED_PX`, and no more than it takes for the
-    halo to be an eighth of it in area
+    halo to be a sixth of it in area
     """
     enough_px = math.ceil(2 * halo_px / (math.sqrt(1 + _HALO_SHARE) - 1))
     return min(ENCODED_PX - 2 * halo_px, max(_LEAST_PX - 2 * halo_px, enough_px))

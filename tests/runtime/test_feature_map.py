@@ -291,10 +291,10 @@ def test_a_needed_cell_lies_under_a_window(encoders: EncoderStack) -> None:
 @pytest.mark.parametrize(
     ("halo_px", "side_px"),
     [
-        (0, 1024),
-        # (1 + 64 / kept)² = 1.125 where 1056 are kept.
-        (32, 1056),
-        # An eighth would take 6,336; 1,792 are encoded at most.
+        (0, 832),
+        # (1 + 64 / kept)² = 7 / 6 where 798.6 are kept.
+        (32, 799),
+        # A sixth would take 4,792; 1,792 are encoded at most.
         (192, 1792 - 384),
     ],
 )
