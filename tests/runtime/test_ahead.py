@@ -25,6 +25,13 @@ def _no_thread_is_left() -> Iterator[None]:
     assert stinfer_threads() == []
 
 
+def wait_until(condition) -> None:
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
 def test_a_caller_that_fails_ends_the_threads() -> None:
     begun: list[int] = []
     given = in_parallel((lambda i=i: begun.append(i) or i for i in range(1000)), 2)
