@@ -29,13 +29,12 @@ from stinfer.errors import (
     check_choice,
     first_line,
 )
+from stinfer.gpu import CPU, CUDA, MAX_FEEDERS, PATCHES_ON_GPU, GpuError, PixelFeed, is_installed, providers
 from stinfer.machine import cores_allowed
 from stinfer.onnx_guard import find_forbidden
 from stinfer.onnx_runtime import ORT_ERRORS, SHARED_MEMORY, keep_sums_exact, ort
 
 Device = Literal["auto", "cpu", "cuda"]
-_CPU = "CPUExecutionProvider"
-_CUDA = "CUDAExecutionProvider"
 # Patches are encoded by up to so many threads, each a few of its own: what one cuts and encodes waits for no
 # other. More cores share in each thread's work, so that memory does not grow with the machine.
 MAX_WORKERS = 4
@@ -63,7 +62,8 @@ class Encoder:
     provider : str
         What ONNX Runtime really runs on.
     n_workers : int
-        Threads that may encode at the same time, to use all its cores; 1 with ``map`` and on CUDA.
+        Threads that may cut and encode at the same time, to use all its cores; 1 with ``map``. On CUDA they
+        encode in turn.
     fallback : str
         Why ``auto`` did not use a CUDA that is installed; empty if it did, or there is none.
 
@@ -89,27 +89,32 @@ class Encoder:
         self._source = source
         self.fallback = ""
         installed = ort.get_available_providers()
-        if device == "cuda" and _CUDA not in installed:
+        if device == "cuda" and not is_installed():
             cause = f"this ONNX Runtime has only {', '.join(installed)}"
             raise ProviderUnavailableError(cause)
-        wanted = [_CUDA, _CPU] if device != "cpu" and _CUDA in installed else [_CPU]
+        wanted = CUDA if device != "cpu" and is_installed() else CPU
         threads = threads or cores_allowed()
-        self.n_workers = 1
-        if pooling == "patch" and wanted == [_CPU]:
-            self.n_workers = min(threads, MAX_WORKERS)
+        self.n_workers = min(threads, MAX_WORKERS) if pooling == "patch" else 1
         self._session = _load(model, source, wanted, -(-threads // self.n_workers), large=pooling == "map")
         # ONNX Runtime falls back to the CPU without an error: what counts is what the session has.
         self.provider = str(self._session.get_providers()[0])
-        if wanted[0] == _CUDA and self.provider != _CUDA:
+        if wanted == CUDA and self.provider != CUDA:
             trouble = cuda_trouble() or "driver, CUDA or cuDNN of another version"
             cause = f"ONNX Runtime could not load CUDA: {trouble}"
             if device == "cuda":
                 raise ProviderUnavailableError(cause)
             self.fallback = cause
+        self._feed: PixelFeed | None = None
+        if self.provider == CUDA:
+            self.n_workers = min(threads + 1, MAX_FEEDERS) if pooling == "patch" else 1
+            try:
+                self._feed = PixelFeed(self._session)
+            except GpuError as error:
+                raise ProviderUnavailableError(str(error)) from error
         self.card = _read_card(self._session, source)
         self._head: ort.InferenceSession | None = None
         if self.card.map_traits is not None and self.card.map_traits.head:
-            self._head = _load(self.card.map_traits.head, f"{source}, its head", [_CPU], threads)
+            self._head = _load(self.card.map_traits.head, f"{source}, its head", CPU, threads)
             given = sorted(item.name for item in self._head.get_inputs())
             if given != [HEAD_INPUT]:
                 raise ModelFormatError(source, f"its head takes {given}, expected {HEAD_INPUT}")
@@ -130,7 +135,12 @@ class Encoder:
         ModelFormatError
             The model refuses patches of this size or gives what is no embedding.
         """
-        found = self._run(self._session, [MODEL_EMBEDDING], {MODEL_INPUT: pixels}, "embedding")[0]
+        at_once = len(pixels) if self._feed is None else PATCHES_ON_GPU
+        parts = [
+            self._encode([MODEL_EMBEDDING], pixels[first : first + at_once], at_once, "embedding")[0]
+            for first in range(0, len(pixels), at_once)
+        ]
+        found = parts[0] if len(parts) == 1 else np.concatenate(parts)
         if found.shape != (len(pixels), self.card.dim):
             cause = f"its embedding has shape {found.shape}, its card says dim {self.card.dim}"
             raise ModelFormatError(self._source, cause)
@@ -156,7 +166,7 @@ class Encoder:
         card = self.card
         size = (height // card.stride, width // card.stride)
         wanted = dict(zip([MODEL_FEATURES, *moment_outputs(len(card.moments))], card.layers, strict=True))
-        found = self._run(self._session, list(wanted), {MODEL_INPUT: pixels}, "map")
+        found = self._encode(list(wanted), pixels, n, "map")
         for values, channels in zip(found, wanted.values(), strict=True):
             expected = (n, channels, *size)
             if values.shape != expected:
@@ -186,7 +196,8 @@ class Encoder:
     def release_memory(self) -> None:
         """Give back what regions have taken; the next one takes it anew."""
         options = ort.RunOptions()
-        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        arenas = "cpu:0" if self._feed is None else "cpu:0;gpu:0"
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", arenas)
         side_px = 8 * self.card.stride
         nothing = np.zeros((1, side_px, side_px, 3), dtype=np.uint8)
         # Where this fails, memory is kept, and that is all.
@@ -194,14 +205,26 @@ class Encoder:
             self._session.run([MODEL_FEATURES], {MODEL_INPUT: nothing}, options)
 
     @property
-    def runs_on_cpu(self) -> bool:
-        """Whether there is nothing faster here."""
-        return self.provider == _CPU
+    def on_gpu(self) -> bool:
+        """Whether it runs on CUDA."""
+        return self._feed is not None
 
     @property
     def window_dim(self) -> int:
         """Length of a window's embedding."""
         return sum(self.card.layers) if self._head is None else self.card.dim
+
+    def _encode(self, outputs: list[str], pixels: U8, n_at_once: int, what: str) -> list[F32]:
+        """Run the backbone; on the GPU as many pictures as it should always get."""
+        if self._feed is None:
+            return self._run(self._session, outputs, {MODEL_INPUT: pixels}, what)
+        try:
+            found = self._feed.run(outputs, MODEL_INPUT, pixels, n_at_once)
+        except GpuError as error:
+            raise ProviderUnavailableError(str(error)) from error
+        except ORT_ERRORS as error:
+            raise _encoding_error(self._source, error, pixels) from error
+        return self._finite([values[: len(pixels)] for values in found], what)
 
     def _run(
         self, session: ort.InferenceSession, outputs: list[str], inputs: dict[str, AnyArray], what: str
@@ -210,6 +233,9 @@ class Encoder:
             found = session.run(outputs, inputs)
         except ORT_ERRORS as error:
             raise _encoding_error(self._source, error, next(iter(inputs.values()))) from error
+        return self._finite(found, what)
+
+    def _finite(self, found: list[AnyArray], what: str) -> list[F32]:
         values = [np.asarray(one, dtype=np.float32) for one in found]
         if not all(np.isfinite(one).all() for one in values):
             raise ModelFormatError(self._source, f"its {what} is not finite")
@@ -217,7 +243,7 @@ class Encoder:
 
 
 def _load(
-    model: bytes, source: str, providers: list[str], threads: int, *, large: bool = False
+    model: bytes, source: str, provider: str, threads: int, *, large: bool = False
 ) -> ort.InferenceSession:
     try:
         forbidden = find_forbidden(model)
@@ -238,7 +264,7 @@ def _load(
     # Else bytes that begin as ONNX Runtime's own format are loaded as that, unseen by the guard.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     try:
-        return ort.InferenceSession(model, options, providers=providers)
+        return ort.InferenceSession(model, options, providers=providers(provider))
     except ORT_ERRORS as error:
         raise ModelFormatError(source, f"ONNX Runtime cannot load it: {first_line(error)}") from error
 

@@ -11,6 +11,8 @@ from stinfer.embed import open_encoders, with_model
 from stinfer.encoder import Device
 from stinfer.encoder_stack import EncoderStack
 from stinfer.files import sha256_file
+from stinfer.gpu import is_installed
+from stinfer.gpu_search import GpuSearch, NoRoomError
 from stinfer.memory import return_large_blocks
 from stinfer.neighbor_file import Neighbors
 from stinfer.neighbors import Search, SearchChoice, choose_search
@@ -38,6 +40,8 @@ class OpenBank:
     ----------
     signed_by : str or None
         Name of the key that has signed it; None where any bank is accepted.
+    search_fallback : str
+        Why the search does not run on CUDA though the models do; empty if it does, or neither.
 
     Raises
     ------
@@ -63,6 +67,7 @@ class OpenBank:
         self._device: Device = device
         self._threads = threads
         self._search: SearchChoice = search
+        self.search_fallback = ""
         self.model = None if model is None else Path(model)
 
     @cached_property
@@ -79,7 +84,12 @@ class OpenBank:
 
     @cached_property
     def searcher(self) -> Search:
-        """What finds neighbors among the references; raises as `choose_search`."""
+        """What finds neighbors among the references; raises as `choose_search`, and as `encoders`."""
+        if self._search != "annoy" and self._device != "cpu" and is_installed() and self.encoders.on_gpu:
+            try:
+                return GpuSearch(self.bank.embedding, self.bank.settings.distance)
+            except NoRoomError as error:
+                self.search_fallback = str(error)
         return choose_search(self._search, self.bank)
 
     @cached_property
