@@ -24,6 +24,7 @@ _NEAREST = base64.b64decode(
     "DggBEgoKAxIBbgoDEgFkWhUKAXISEAoOCAESCgoDEgFtCgMSAWRaEAoBaBILCgkIARIFCgMSAW1aDwoBaxIKCggIBxIECgIIAWIV"
     "CgF2EhAKDggBEgoKAxIBbgoDEgFrYhUKAWkSEAoOCAcSCgoDEgFuCgMSAWtCBAoAEA0="
 )
+_REFUSALS: tuple[type[Exception], ...] = (RuntimeError, *ORT_ERRORS)
 # Queries and references that are compared at once: 67 MB of nearness.
 _QUERIES, _REFERENCES = 256, 65_536
 # Of references that are copied at once.
@@ -70,7 +71,7 @@ class GpuSearch:
         try:
             self._session = ort.InferenceSession(_NEAREST, options, providers=providers(provider))
             self._blocks = [self._block(first, step) for first in range(0, len(references), step)]
-        except (RuntimeError, *ORT_ERRORS) as error:
+        except _REFUSALS as error:
             msg = f"{_shown(references)} cannot be copied to the GPU ({error})"
             raise NoRoomError(msg) from error
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from stinfer.contract import MODEL_INPUT
+from stinfer.gpu import CPU, CUDA, providers
 from stinfer.onnx_runtime import ort
 
 
@@ -22,8 +23,8 @@ def run(spec: dict[str, Any]) -> dict[str, float]:
 
     Parameters
     ----------
-    spec : `model`, `outputs`, `threads`, and `batches`, a `.npz` of uint8 (n, height, width, 3); a batch is
-        encoded `repeats` times
+    spec : `model`, `outputs`, `threads`, `device`, and `batches`, a `.npz` of uint8 (n, height, width, 3); a
+        batch is encoded `repeats` times
 
     Returns
     -------
@@ -32,7 +33,8 @@ def run(spec: dict[str, Any]) -> dict[str, float]:
     options = ort.SessionOptions()
     options.intra_op_num_threads = spec["threads"]
     options.log_severity_level = 4
-    session = ort.InferenceSession(spec["model"], options, providers=["CPUExecutionProvider"])
+    chosen = providers(CUDA if spec["device"] == "cuda" else CPU)
+    session = ort.InferenceSession(spec["model"], options, providers=chosen)
     with np.load(spec["batches"]) as stored:
         batches = [stored[name] for name in stored.files]
     for shape in {batch.shape for batch in batches}:

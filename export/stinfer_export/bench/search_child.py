@@ -21,8 +21,8 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
 
     Parameters
     ----------
-    spec : `bank`, `search`, `queries` (a `.npy` of (n, dim)), `k`, `seconds`, and `neighbors`, where to keep
-        what was found
+    spec : `bank`, `device`, `search`, `queries` (a `.npy` of (n, dim)), `k`, `seconds`, and `neighbors`,
+        where to keep what was found
 
     Returns
     -------
@@ -30,7 +30,7 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
     `peak_bytes`
     """
     start = time.perf_counter()
-    opened = OpenBank(spec["bank"], device="cpu", threads=None, search=spec["search"])
+    opened = OpenBank(spec["bank"], device=spec["device"], threads=None, search=spec["search"])
     queries = np.load(spec["queries"])
     opened.searcher.query(queries[:1], spec["k"])
     load_s = time.perf_counter() - start
