@@ -6,7 +6,10 @@ copies keep all other threads of Python waiting: the driver, which CUDA needs an
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import functools
+import io
 import queue
 import threading
 import weakref
@@ -48,7 +51,19 @@ class GpuError(RuntimeError):
 
 def providers(name: str) -> list[Any]:
     """Return what a session is asked to run on, the CPU last."""
-    return [(CUDA, dict(_OPTIONS)), CPU] if name == CUDA else [CPU]
+    if name != CUDA:
+        return [CPU]
+    _load_libraries()
+    return [(CUDA, dict(_OPTIONS)), CPU]
+
+
+@functools.cache
+def _load_libraries() -> None:
+    """Load what pip has installed of CUDA and cuDNN, which the system does not find by itself."""
+    # ONNX Runtime has this from 1.21 on, and prints what it does not find: `cuda_trouble` says what matters.
+    if hasattr(ort, "preload_dlls"):
+        with contextlib.redirect_stdout(io.StringIO()):
+            ort.preload_dlls(msvc=False, directory="")
 
 
 def is_installed() -> bool:
