@@ -62,8 +62,7 @@ class Encoder:
     provider : str
         What ONNX Runtime really runs on.
     n_workers : int
-        Threads that may cut and encode at the same time, to use all its cores; 1 with ``map``. On CUDA they
-        encode in turn.
+        Threads that may read and encode at the same time, to use all its cores; on CUDA they encode in turn.
     fallback : str
         Why ``auto`` did not use a CUDA that is installed; empty if it did, or there is none.
 
@@ -106,7 +105,7 @@ class Encoder:
             self.fallback = cause
         self._feed: PixelFeed | None = None
         if self.provider == CUDA:
-            self.n_workers = min(threads + 1, MAX_FEEDERS) if pooling == "patch" else 1
+            self.n_workers = min(threads + 1, MAX_FEEDERS)
             try:
                 self._feed = PixelFeed(self._session)
             except GpuError as error:

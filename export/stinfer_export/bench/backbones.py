@@ -95,8 +95,8 @@ class _Prepared:
         self._device: Device = device
         self._slide, self._folder = slide, folder
         make_folder(folder)
-        sample = slide.places(2 * batch_size(device))[: batch_size(device)]
-        self._sample = slide.patches(sample, model.card.input_size_px)
+        n_sample = batch_size(device)
+        self._sample = slide.patches(slide.places(n_sample)[:n_sample], model.card.input_size_px)
         np.savez(folder / "sample.npz", self._sample)
         self.rate = self.ort(1)
         encoder = Encoder(model.path.read_bytes(), str(model.path), device="cpu")
