@@ -9,7 +9,7 @@ from pathlib import Path
 from stinfer.errors import first_line
 from stinfer.onnx_runtime import ort
 
-DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+_DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 # The first must be there before the second can be loaded.
 _LIBRARIES = (
     ("onnxruntime_providers_shared.dll", "onnxruntime_providers_cuda.dll")
@@ -25,9 +25,9 @@ def cuda_trouble() -> str:
 
 def _driver_trouble() -> str:
     try:
-        driver = ctypes.CDLL(DRIVER)
+        driver = ctypes.CDLL(_DRIVER)
     except OSError:
-        return f"there is no NVIDIA driver ({DRIVER} cannot be loaded)"
+        return f"there is no NVIDIA driver ({_DRIVER} cannot be loaded)"
     failed = driver.cuInit(0)
     if failed:
         return f"the NVIDIA driver finds no GPU that it can use (cuInit gives {failed})"

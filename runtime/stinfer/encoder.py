@@ -29,7 +29,7 @@ from stinfer.errors import (
     check_choice,
     first_line,
 )
-from stinfer.gpu import CPU, CUDA, MAX_FEEDERS, PATCHES_ON_GPU, GpuError, PixelFeed, is_installed, providers
+from stinfer.gpu import CPU, CUDA, IN_TURN, MAX_FEEDERS, PATCHES_ON_GPU, is_installed, providers
 from stinfer.machine import cores_allowed
 from stinfer.onnx_guard import find_forbidden
 from stinfer.onnx_runtime import ORT_ERRORS, SHARED_MEMORY, keep_sums_exact, ort
@@ -62,7 +62,7 @@ class Encoder:
     provider : str
         What ONNX Runtime really runs on.
     n_workers : int
-        Threads that may read and encode at the same time, to use all its cores; on CUDA they encode in turn.
+        Threads that may read and encode at the same time, to use all its cores; on CUDA two of them.
     fallback : str
         Why ``auto`` did not use a CUDA that is installed; empty if it did, or there is none.
 
@@ -103,13 +103,8 @@ class Encoder:
             if device == "cuda":
                 raise ProviderUnavailableError(cause)
             self.fallback = cause
-        self._feed: PixelFeed | None = None
-        if self.provider == CUDA:
+        if self.on_gpu:
             self.n_workers = min(threads + 1, MAX_FEEDERS)
-            try:
-                self._feed = PixelFeed(self._session)
-            except GpuError as error:
-                raise ProviderUnavailableError(str(error)) from error
         self.card = _read_card(self._session, source)
         self._head: ort.InferenceSession | None = None
         if self.card.map_traits is not None and self.card.map_traits.head:
@@ -134,12 +129,13 @@ class Encoder:
         ModelFormatError
             The model refuses patches of this size or gives what is no embedding.
         """
-        at_once = len(pixels) if self._feed is None else PATCHES_ON_GPU
-        parts = [
-            self._encode([MODEL_EMBEDDING], pixels[first : first + at_once], at_once, "embedding")[0]
-            for first in range(0, len(pixels), at_once)
-        ]
-        found = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        if self.on_gpu:
+            parts = (
+                _filled_up(pixels[i : i + PATCHES_ON_GPU]) for i in range(0, len(pixels), PATCHES_ON_GPU)
+            )
+            found = np.concatenate([self._embed(part) for part in parts])[: len(pixels)]
+        else:
+            found = self._embed(pixels)
         if found.shape != (len(pixels), self.card.dim):
             cause = f"its embedding has shape {found.shape}, its card says dim {self.card.dim}"
             raise ModelFormatError(self._source, cause)
@@ -165,7 +161,7 @@ class Encoder:
         card = self.card
         size = (height // card.stride, width // card.stride)
         wanted = dict(zip([MODEL_FEATURES, *moment_outputs(len(card.moments))], card.layers, strict=True))
-        found = self._encode(list(wanted), pixels, n, "map")
+        found = self._run(self._session, list(wanted), {MODEL_INPUT: pixels}, "map")
         for values, channels in zip(found, wanted.values(), strict=True):
             expected = (n, channels, *size)
             if values.shape != expected:
@@ -195,7 +191,7 @@ class Encoder:
     def release_memory(self) -> None:
         """Give back what regions have taken; the next one takes it anew."""
         options = ort.RunOptions()
-        arenas = "cpu:0" if self._feed is None else "cpu:0;gpu:0"
+        arenas = "cpu:0;gpu:0" if self.on_gpu else "cpu:0"
         options.add_run_config_entry("memory.enable_memory_arena_shrinkage", arenas)
         side_px = 8 * self.card.stride
         nothing = np.zeros((1, side_px, side_px, 3), dtype=np.uint8)
@@ -206,39 +202,37 @@ class Encoder:
     @property
     def on_gpu(self) -> bool:
         """Whether it runs on CUDA."""
-        return self._feed is not None
+        return self.provider == CUDA
 
     @property
     def window_dim(self) -> int:
         """Length of a window's embedding."""
         return sum(self.card.layers) if self._head is None else self.card.dim
 
-    def _encode(self, outputs: list[str], pixels: U8, n_at_once: int, what: str) -> list[F32]:
-        """Run the backbone; on the GPU as many pictures as it should always get."""
-        if self._feed is None:
-            return self._run(self._session, outputs, {MODEL_INPUT: pixels}, what)
-        try:
-            found = self._feed.run(outputs, MODEL_INPUT, pixels, n_at_once)
-        except GpuError as error:
-            raise ProviderUnavailableError(str(error)) from error
-        except ORT_ERRORS as error:
-            raise _encoding_error(self._source, error, pixels) from error
-        return self._finite([values[: len(pixels)] for values in found], what)
+    def _embed(self, pixels: U8) -> F32:
+        return self._run(self._session, [MODEL_EMBEDDING], {MODEL_INPUT: pixels}, "embedding")[0]
 
     def _run(
         self, session: ort.InferenceSession, outputs: list[str], inputs: dict[str, AnyArray], what: str
     ) -> list[F32]:
         try:
-            found = session.run(outputs, inputs)
+            with IN_TURN if self.on_gpu else contextlib.nullcontext():
+                found = session.run(outputs, inputs)
         except ORT_ERRORS as error:
             raise _encoding_error(self._source, error, next(iter(inputs.values()))) from error
-        return self._finite(found, what)
-
-    def _finite(self, found: list[AnyArray], what: str) -> list[F32]:
         values = [np.asarray(one, dtype=np.float32) for one in found]
         if not all(np.isfinite(one).all() for one in values):
             raise ModelFormatError(self._source, f"its {what} is not finite")
         return values
+
+
+def _filled_up(pixels: U8) -> U8:
+    """Return as many patches as are encoded at once on the GPU, those that are missing black."""
+    if len(pixels) == PATCHES_ON_GPU:
+        return pixels
+    filled = np.zeros((PATCHES_ON_GPU, *pixels.shape[1:]), dtype=np.uint8)
+    filled[: len(pixels)] = pixels
+    return filled
 
 
 def _load(
@@ -263,7 +257,8 @@ def _load(
     # Else bytes that begin as ONNX Runtime's own format are loaded as that, unseen by the guard.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     try:
-        return ort.InferenceSession(model, options, providers=providers(provider))
+        half = b"stinfer.precision\x12\x04fp16" in model
+        return ort.InferenceSession(model, options, providers=providers(provider, half=half))
     except ORT_ERRORS as error:
         raise ModelFormatError(source, f"ONNX Runtime cannot load it: {first_line(error)}") from error
 

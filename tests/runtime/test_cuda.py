@@ -13,7 +13,7 @@ from PIL import Image
 import stinfer
 from stinfer import gpu_search, h5ad
 from stinfer.encoder import Encoder
-from stinfer.gpu import CUDA, PATCHES_ON_GPU, Driver, is_installed
+from stinfer.gpu import CUDA, PATCHES_ON_GPU, is_installed
 from stinfer.gpu_search import GpuSearch
 from stinfer.neighbors import ExactSearch
 from stinfer.open_bank import OpenBank
@@ -24,8 +24,9 @@ DATA = Path(__file__).parents[1] / "data"
 BOARD = DATA / "board.png"
 BANKS = {"patch": DATA / "board.h5", "map": DATA / "board_map.h5"}
 MPP = {"patch": 5.0, "map": 10.0}
-# Single precision, added in another order: 1e-6 of a number; statistics of it lose another digit or two.
-TOLERANCE = 1e-4
+# Of `stain_texture`, relative to a number or to 1. Its spreads and correlations are of differences of nearly
+# equal means, added up in another order: batches of another size differ by 5e-5 on the CPU alone.
+TOLERANCE = 5e-4
 
 
 def _missing() -> str:
@@ -106,20 +107,9 @@ def test_cells_are_those_of_the_cpu(both, size_px):
     np.testing.assert_array_equal(on_cuda.features(region), found)
 
 
-def test_memory_is_locked_copied_and_given_back():
-    driver = Driver()
-    address, locked = driver.lock_bytes(1000)
-    locked[:] = np.arange(1000) % 251
-    there = gpu_search.ort.OrtValue.ortvalue_from_shape_and_type((1000,), np.uint8, "cuda", 0)
-    driver.copy_there(there.data_ptr(), address, 1000)
-    np.testing.assert_array_equal(there.numpy(), locked)
-    driver.unlock(address)
-    assert driver.free_bytes() > 0
-
-
 @pytest.mark.parametrize("distance", ["cosine", "euclidean"])
 @pytest.mark.parametrize("dim", [16, 512])
-def test_the_search_finds_what_the_cpu_finds_to_the_bit(monkeypatch, tmp_path, distance, dim):
+def test_the_search_finds_what_the_cpu_finds(monkeypatch, tmp_path, distance, dim):
     monkeypatch.setattr(gpu_search, "_REFERENCES", 3000)
     rng = np.random.default_rng(1)
     references = (3 + rng.normal(size=(10_000, dim))).astype(np.float32)
@@ -130,9 +120,11 @@ def test_the_search_finds_what_the_cpu_finds_to_the_bit(monkeypatch, tmp_path, d
     expected = ExactSearch(references, distance).query(queries, 50)
 
     for kept in (references, stored):
-        found = GpuSearch(kept, distance).query(queries, 50)
-        np.testing.assert_array_equal(found[1], expected[1])
-        np.testing.assert_array_equal(found[0], expected[0])
+        distances, indices = GpuSearch(kept, distance).query(queries, 50)
+        # None is farther. Where another is found, both are equally far within the rounding of a product.
+        assert (distances <= expected[0]).all()
+        np.testing.assert_allclose(distances, expected[0], rtol=1e-5)
+        assert (indices != expected[1]).sum() <= 5
 
 
 def contents(path):
@@ -174,7 +166,7 @@ def test_the_same_twice_gives_the_same_values_by_itself(slides, tmp_path, poolin
 
 
 def test_a_search_without_room_runs_on_the_cpu_and_says_so(slides, tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_search.Driver, "free_bytes", lambda _: 0)
+    monkeypatch.setattr(gpu_search, "MOST_BYTES", 0)
     result = stinfer.predict_slide(BOARD, BANKS["patch"], out=tmp_path / "p.h5ad", mpp=5.0, device="cuda")
     (notice,) = [notice for notice in result.notices if "CPU" in notice]
     assert notice.startswith("searching on the CPU: ")

@@ -10,7 +10,7 @@ import pytest
 
 import stinfer
 from stinfer import gpu_search, open_bank
-from stinfer.gpu import CPU, GpuError
+from stinfer.gpu import CPU
 from stinfer.gpu_search import GpuSearch, NoRoomError
 from stinfer.neighbors import ExactSearch
 from stinfer.open_bank import OpenBank
@@ -84,30 +84,25 @@ def test_equal_references_come_in_their_order():
     assert indices.tolist() == [[0, 1, 2, 3, 4, 5, 6]]
 
 
-class SmallGpu:
-    """A driver of a GPU with 1,000 bytes free."""
-
-    def free_bytes(self):
-        return 1000
-
-
-def test_references_that_take_more_than_half_of_what_is_free_are_refused(monkeypatch):
-    monkeypatch.setattr(gpu_search, "Driver", SmallGpu)
-    # 25 references of 4 numbers and a length of 4 bytes each: 500 bytes, and 520.
-    gpu_search._check_room(cloud(25, 4, 5))
-    message = r"26 references of 4 numbers take 0 MB of the GPU, which has 0 MB free"
+def test_references_that_take_more_than_they_may_are_refused(monkeypatch):
+    monkeypatch.setattr(gpu_search, "MOST_BYTES", 2_000_000)
+    # A length and 499 numbers of 4 bytes each: 1,000 references take 2 MB.
+    assert GpuSearch(cloud(1000, 499, 5), "cosine", CPU).query(cloud(1, 499, 6), 1)[1].shape == (1, 1)
+    message = r"1,001 references of 499 numbers take 2 MB of the GPU, of which they may have 2 MB"
     with pytest.raises(NoRoomError, match=message):
-        GpuSearch(cloud(26, 4, 5), "cosine")
+        GpuSearch(cloud(1001, 499, 5), "cosine", CPU)
 
 
-def test_a_driver_that_refuses_is_no_room(monkeypatch):
-    def refuse():
-        msg = "the NVIDIA driver refuses (cuInit gives 100)"
-        raise GpuError(msg)
+def test_references_that_cannot_be_copied_are_no_room(monkeypatch):
+    def refuse(*_):
+        msg = "Failed to allocate memory for requested buffer"
+        raise RuntimeError(msg)
 
-    monkeypatch.setattr(gpu_search, "Driver", refuse)
-    with pytest.raises(NoRoomError, match=r"cuInit gives 100"):
-        GpuSearch(cloud(3, 4, 5), "cosine")
+    monkeypatch.setattr(gpu_search.GpuSearch, "_there", refuse)
+    with pytest.raises(
+        NoRoomError, match=r"3 references of 4 numbers cannot be copied to the GPU \(Failed to"
+    ):
+        GpuSearch(cloud(3, 4, 5), "cosine", CPU)
 
 
 @pytest.mark.parametrize(
