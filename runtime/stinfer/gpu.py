@@ -1,7 +1,7 @@
 """How ONNX Runtime is asked for CUDA, and how much it is given at a time.
 
-What one thread encodes is copied to the GPU while another's is encoded. Memory that is locked for the GPU, and
-bound as an input, was slower than ONNX Runtime's own copies: to fill it costs what the faster copy saves.
+What one thread encodes is copied to the GPU while another's is encoded. Memory that is locked for the GPU,
+and bound as an input, was slower than ONNX Runtime's own copies: to fill it costs what the faster copy saves.
 """
 
 from __future__ import annotations
