@@ -37,8 +37,10 @@ Device = Literal["auto", "cpu", "cuda"]
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
 # Patches are encoded by up to so many threads, each a few of its own: what one cuts and encodes waits for no
-# other. More cores share in each thread's work, so that memory does not grow with the machine.
+# other. More cores share in these threads' work, so that memory does not grow with the machine.
 MAX_WORKERS = 4
+# Regions by fewer, since each takes 0.1 to 0.3 GB while it is encoded.
+MAX_REGION_WORKERS = 2
 # Patches that a thread encodes at once; fixed, so that no result depends on the number of cores.
 PATCHES_AT_ONCE = 8
 
@@ -63,7 +65,7 @@ class Encoder:
     provider : str
         What ONNX Runtime really runs on.
     n_workers : int
-        Threads that may encode at the same time, to use all its cores; 1 with ``map`` and on CUDA.
+        Threads that may encode at the same time, to use all its cores; 1 on CUDA.
     fallback : str
         Why ``auto`` did not use a CUDA that is installed; empty if it did, or there is none.
 
@@ -95,9 +97,10 @@ class Encoder:
         wanted = [_CUDA, _CPU] if device != "cpu" and _CUDA in installed else [_CPU]
         threads = threads or cores_allowed()
         self.n_workers = 1
-        if pooling == "patch" and wanted == [_CPU]:
-            self.n_workers = min(threads, MAX_WORKERS)
-        self._session = _load(model, source, wanted, -(-threads // self.n_workers), large=pooling == "map")
+        if wanted == [_CPU]:
+            self.n_workers = min(threads, MAX_WORKERS if pooling == "patch" else MAX_REGION_WORKERS)
+        # The threads that encode are not of the session's own, and share these.
+        self._session = _load(model, source, wanted, threads - self.n_workers + 1, large=pooling == "map")
         # ONNX Runtime falls back to the CPU without an error: what counts is what the session has.
         self.provider = str(self._session.get_providers()[0])
         if wanted[0] == _CUDA and self.provider != _CUDA:
