@@ -36,8 +36,10 @@ from stinfer.onnx_runtime import ORT_ERRORS, SHARED_MEMORY, keep_sums_exact, ort
 
 Device = Literal["auto", "cpu", "cuda"]
 # Patches are encoded by up to so many threads, each a few of its own: what one cuts and encodes waits for no
-# other. More cores share in each thread's work, so that memory does not grow with the machine.
+# other. More cores share in these threads' work, so that memory does not grow with the machine.
 MAX_WORKERS = 4
+# Regions by fewer, since each takes 0.1 to 0.3 GB while it is encoded.
+MAX_REGION_WORKERS = 2
 # Patches that a thread encodes at once; fixed, so that no result depends on the number of cores.
 PATCHES_AT_ONCE = 8
 
@@ -93,8 +95,9 @@ class Encoder:
             raise ProviderUnavailableError(cause)
         wanted = CUDA if device != "cpu" and is_installed() else CPU
         threads = threads or cores_allowed()
-        self.n_workers = min(threads, MAX_WORKERS) if pooling == "patch" else 1
-        self._session = _load(model, source, wanted, -(-threads // self.n_workers), large=pooling == "map")
+        self.n_workers = min(threads, MAX_WORKERS if pooling == "patch" else MAX_REGION_WORKERS)
+        # The threads that encode are not of the session's own, and share these.
+        self._session = _load(model, source, wanted, threads - self.n_workers + 1, large=pooling == "map")
         # ONNX Runtime falls back to the CPU without an error: what counts is what the session has.
         self.provider = str(self._session.get_providers()[0])
         if wanted == CUDA and self.provider != CUDA:

@@ -113,7 +113,7 @@ class EncoderStack:
 
     @property
     def n_workers(self) -> int:
-        """Threads that may call `embed` at the same time, to use all cores."""
+        """Threads that may call `cells` or `embed` at the same time, to use all cores."""
         return min(member.encoder.n_workers for member in self.members)
 
     @property

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
 from collections.abc import Callable, Generator
 from dataclasses import astuple, dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 
-from stinfer.ahead import ahead
+from stinfer.ahead import in_parallel
 from stinfer.checkpoint import Checkpoint
-from stinfer.contract import F32, F64, U8, Bool, WindowShape
+from stinfer.contract import F32, F64, Bool, WindowShape
 from stinfer.encoder_stack import EncoderStack
 from stinfer.geometry import extent_l0
 from stinfer.lattice import Lattice, Region, cells_under, lay_lattice, plan_bands
+from stinfer.region_pixels import BLOCK_PX, Box, RegionPixels
 from stinfer.slide import PixelSource
 from stinfer.stage_clock import StageClock, timed
 from stinfer.tissue import TissueMask
@@ -31,8 +34,6 @@ from stinfer.windows import WindowPooler
 ENCODED_PX = 1792
 # A smaller region does where the halo is at most this part of what is kept, but none below the least side.
 _HALO_SHARE, _LEAST_PX = 1 / 8, 1024
-# Side of the blocks that regions are read in.
-BLOCK_PX = 256
 # Where less of a place's smallest window is tissue, all of its windows counts: there is too little to go by.
 MIN_WINDOW_TISSUE = 0.05
 
@@ -120,7 +121,7 @@ class SlideCells:
     def iter_bands(self, needed: Bool, progress: Progress | None) -> Generator[Band, None, None]:
         """Encode the needed cells; regions that hold none are never read.
 
-        One region is read while another is encoded and the cells of a third are used.
+        Each core reads and encodes regions of its own, while the cells of others are used.
         """
         bands = plan_bands(needed, self._region_cells, self._encoders.halo_cells, self._encoders.step_cells)
         regions = [region for band in bands for region in band]
@@ -166,7 +167,7 @@ class SlideCells:
         sizes = [(max(rows for rows, _ in shapes), max(columns for _, columns in shapes)), *shapes[1:]]
 
         def encode_from(first: int) -> Generator[F32, None, None]:
-            return ahead(self._encode_all(regions[first:], sizes[first:], None if first == 0 else sizes[0]))
+            return self._encode_all(regions[first:], sizes[first:], None if first == 0 else sizes[0])
 
         if self._checkpoint is None:
             yield from encode_from(0)
@@ -182,7 +183,7 @@ class SlideCells:
     def _encode_all(
         self, regions: list[Region], sizes: list[tuple[int, int]], warm_up: tuple[int, int] | None
     ) -> Generator[F32, None, None]:
-        """Encode regions one after the other, while the next is read.
+        """Encode regions, as many at a time as the encoders can, while the next is read.
 
         Parameters
         ----------
@@ -194,54 +195,28 @@ class SlideCells:
         if warm_up is not None:
             _, (width, height) = self._box(regions[0], warm_up)
             self._encoders.cells(np.full((height, width, 3), 255, dtype=np.uint8))
-        boxes = (self._read(*self._box(*region)) for region in zip(regions, sizes, strict=True))
-        with contextlib.closing(ahead(boxes)) as read:
-            for region, pixels in zip(regions, read, strict=True):
-                n_rows, n_columns = region.shape
-                with timed(self._clock, "encode"):
-                    cells = np.ascontiguousarray(self._encoders.cells(pixels)[:n_rows, :n_columns])
-                yield cells
+        boxes = [self._box(*region) for region in zip(regions, sizes, strict=True)]
+        pixels = RegionPixels(self._slide, self._um_per_px, self._encoders.offset_px, boxes)
+        n_workers = self._encoders.n_workers
+        may_encode = threading.Semaphore(n_workers)
 
-    def _box(self, region: Region, shape: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Return corner and size, x and y in pixels of the map, of what is read to encode so many cells."""
+        def encode(region: Region, box: Box) -> F32:
+            n_rows, n_columns = region.shape
+            read = pixels.read(box)
+            with may_encode, timed(self._clock, "encode"):
+                return np.ascontiguousarray(self._encoders.cells(read)[:n_rows, :n_columns])
+
+        tasks = (partial(encode, *region) for region in zip(regions, boxes, strict=True))
+        # One more than may encode, so that none waits for a slow disk.
+        return in_parallel(tasks, n_workers + 1)
+
+    def _box(self, region: Region, shape: tuple[int, int]) -> Box:
+        """Return what is read to encode so many cells."""
         halo, stride = self._encoders.halo_cells, self._encoders.stride
         return (
             ((region.first_column - halo) * stride, (region.first_row - halo) * stride),
             ((shape[1] + 2 * halo) * stride, (shape[0] + 2 * halo) * stride),
         )
-
-    def _read(self, corner_px: tuple[int, int], size_px: tuple[int, int]) -> U8:
-        """Read a box of the map's pixels, moved by the offset, block by block.
-
-        Resampling rounds, and a pixel would come out a grey level lighter or darker with the box it is read
-        in: as part of a block that always begins at the same place, it is always the same.
-
-        Parameters
-        ----------
-        corner_px : x and y, from the slide's corner
-        size_px : width and height
-
-        Returns
-        -------
-        (size_px[1], size_px[0], 3) RGB
-        """
-        first = [corner // BLOCK_PX for corner in corner_px]
-        last = [-(-(corner + size) // BLOCK_PX) for corner, size in zip(corner_px, size_px, strict=True)]
-        n_columns, n_rows = (end - start for start, end in zip(first, last, strict=True))
-        canvas = np.empty((n_rows * BLOCK_PX, n_columns * BLOCK_PX, 3), dtype=np.uint8)
-        width, height = (BLOCK_PX * self._um_per_px / scale for scale in self._slide.mpp)
-        x_l0, y_l0 = (
-            -offset * self._um_per_px / scale
-            for offset, scale in zip(self._encoders.offset_px, self._slide.mpp, strict=True)
-        )
-        for row in range(n_rows):
-            for column in range(n_columns):
-                corner_l0 = (x_l0 + (first[0] + column) * width, y_l0 + (first[1] + row) * height)
-                block = self._slide.read(corner_l0, (width, height), (BLOCK_PX, BLOCK_PX))
-                y, x = row * BLOCK_PX, column * BLOCK_PX
-                canvas[y : y + BLOCK_PX, x : x + BLOCK_PX] = block
-        x, y = corner_px[0] - first[0] * BLOCK_PX, corner_px[1] - first[1] * BLOCK_PX
-        return np.ascontiguousarray(canvas[y : y + size_px[1], x : x + size_px[0]])
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 
 import numpy as np
 
+from stinfer.ahead import in_parallel
 from stinfer.contract import F32, U8
 from stinfer.encoder import Device, Encoder
 from stinfer.encoder_stack import EncoderStack
@@ -87,7 +88,7 @@ def run_self_test(device: Device, threads: int | None) -> SelfTest:
     written = (files("stinfer") / "data" / EXPECTED).read_text(encoding="utf-8")
     expected = np.asarray(json.loads(written)["embedding"])
     patch = built_in_patch()[np.newaxis]
-    found, same_twice, per_second = _twice(lambda: encoder.embed(patch))
+    found, same_twice, per_second = _twice(lambda: encoder.embed(patch), encoder.n_workers)
     errors = np.abs(found[0] - expected) / np.maximum(np.abs(expected), 1)
     return SelfTest(float(errors.max()), same_twice, per_second, encoder.provider)
 
@@ -124,22 +125,26 @@ def run_bank_test(encoders: EncoderStack, um_per_px: float) -> BankTest:
     if encoders.pooling == "patch":
         sizes = [member.encoder.card.input_size_px for member in encoders.members]
         patches = [built_in_patch(size)[np.newaxis] for size in sizes]
-        _, same_twice, per_second = _twice(lambda: encoders.embed(patches))
+        _, same_twice, per_second = _twice(lambda: encoders.embed(patches), encoders.n_workers)
         return BankTest(same_twice, per_second, 0.0)
     side_px = (_REGION_CELLS + 2 * encoders.halo_cells) * encoders.stride
     region = built_in_patch(side_px)
-    _, same_twice, per_second = _twice(lambda: encoders.cells(region))
+    _, same_twice, per_second = _twice(lambda: encoders.cells(region), encoders.n_workers)
     encoders.release_memory()
     area_mm2 = (_REGION_CELLS * encoders.stride * um_per_px / 1000) ** 2
     return BankTest(same_twice, 0.0, per_second * area_mm2)
 
 
-def _twice(encode: Callable[[], F32]) -> tuple[F32, bool, float]:
-    """Encode at least twice, and for as long as speed is measured."""
+def _twice(encode: Callable[[], F32], n_workers: int) -> tuple[F32, bool, float]:
+    """Encode twice, then by several threads for as long as speed is measured."""
     first, second = encode(), encode()
     same = first.tobytes() == second.tobytes()
-    start, n_done = time.monotonic(), 0
-    while not n_done or time.monotonic() - start < _SECONDS:
-        encode()
-        n_done += 1
+    start = time.monotonic()
+
+    def again() -> Iterator[Callable[[], F32]]:
+        yield encode
+        while time.monotonic() - start < _SECONDS:
+            yield encode
+
+    n_done = sum(1 for _ in in_parallel(again(), n_workers))
     return first, same, n_done / (time.monotonic() - start)

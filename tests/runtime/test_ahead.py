@@ -1,16 +1,17 @@
-"""Work done ahead in another thread: order, how far ahead, and that nothing is left however it ends."""
+"""Work done in other threads: order, how far ahead, and that nothing is left however it ends."""
 
 from __future__ import annotations
 
 import _thread
+import contextlib
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from stinfer.ahead import ahead, in_parallel, meanwhile
+from stinfer.ahead import in_parallel, meanwhile
 from stinfer.errors import SlideUnreadableError
 
 
@@ -24,115 +25,36 @@ def _no_thread_is_left() -> Iterator[None]:
     assert stinfer_threads() == []
 
 
-def wait_until(condition) -> None:
-    end = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.001)
-
-
-class Steps:
-    """Squares of 0, 1, 2 …; keeps what was begun, where, and whether it was closed."""
-
-    def __init__(self, n: int, failing_at: int = -1) -> None:
-        self.begun: list[int] = []
-        self.threads: set[int] = set()
-        self.closed = False
-        self._n, self._failing_at = n, failing_at
-
-    def __call__(self) -> Generator[int, None, None]:
-        try:
-            for i in range(self._n):
-                self.begun.append(i)
-                self.threads.add(threading.get_ident())
-                if i == self._failing_at:
-                    raise SlideUnreadableError(Path("slide.svs"), "a tile is damaged")
-                yield i * i
-        finally:
-            self.closed = True
-
-
-def test_all_steps_come_in_order_from_one_other_thread() -> None:
-    steps = Steps(50)
-    assert list(ahead(steps())) == [i * i for i in range(50)]
-    assert len(steps.threads) == 1
-    assert threading.get_ident() not in steps.threads
-    assert steps.closed
-
-
-def test_nothing_gives_nothing() -> None:
-    assert list(ahead(Steps(0)())) == []
-
-
-@pytest.mark.parametrize("depth", [1, 2, 3])
-def test_the_next_steps_are_made_while_one_is_used_and_no_more(depth: int) -> None:
-    steps = Steps(50)
-    given = ahead(steps(), depth)
-    for used in range(5):
-        assert next(given) == used * used
-        wait_until(lambda used=used: len(steps.begun) == used + 1 + depth)
-        time.sleep(0.01)
-        assert len(steps.begun) == used + 1 + depth
-    given.close()
-
-
-def test_what_goes_wrong_comes_out_as_itself_after_what_was_right() -> None:
-    steps = Steps(5, failing_at=3)
-    given = ahead(steps())
-    assert [next(given) for _ in range(3)] == [0, 1, 4]
-    with pytest.raises(SlideUnreadableError, match="a tile is damaged"):
-        next(given)
-    assert stinfer_threads() == []
-    assert steps.closed
-
-
-def test_a_caller_that_fails_ends_the_thread_and_closes_the_steps() -> None:
-    steps = Steps(1000)
-    given = ahead(steps())
+def test_a_caller_that_fails_ends_the_threads() -> None:
+    begun: list[int] = []
+    given = in_parallel((lambda i=i: begun.append(i) or i for i in range(1000)), 2)
 
     def use() -> None:
-        try:
+        with contextlib.closing(given):
             for i in given:
                 if i == 4:
                     msg = "the caller's"
                     raise RuntimeError(msg)
-        finally:
-            given.close()
 
     with pytest.raises(RuntimeError, match="the caller's"):
         use()
-    assert steps.closed
-    assert len(steps.begun) <= 4
-
-
-def test_two_after_each_other_end_together() -> None:
-    """As a slide is read in one thread and encoded in the next."""
-    reading = Steps(1000)
-
-    def encoding() -> Generator[int, None, None]:
-        read = ahead(reading())
-        try:
-            for i in read:
-                yield i + 1
-        finally:
-            read.close()
-
-    given = ahead(encoding())
-    assert [next(given) for _ in range(3)] == [1, 2, 5]
-    assert len(stinfer_threads()) == 2
-    given.close()
     assert stinfer_threads() == []
-    assert reading.closed
+    assert len(begun) <= 9
 
 
-def test_ctrl_c_while_waiting_for_a_step_is_prompt_and_ends_the_thread() -> None:
+def test_ctrl_c_while_waiting_for_a_task_is_prompt_and_ends_the_threads() -> None:
     waiting, go_on = threading.Event(), threading.Event()
+    begun: list[int] = []
 
-    def slow() -> Generator[int, None, None]:
-        yield 0
-        waiting.set()
-        go_on.wait(10)
-        yield 1
+    def task(i: int):
+        def work() -> int:
+            begun.append(i)
+            if i == 1:
+                waiting.set()
+                go_on.wait(10)
+            return i
+
+        return work
 
     def interrupt() -> None:
         waiting.wait(10)
@@ -140,13 +62,15 @@ def test_ctrl_c_while_waiting_for_a_step_is_prompt_and_ends_the_thread() -> None
         time.sleep(0.2)
         go_on.set()
 
-    given = ahead(slow())
+    given = in_parallel((task(i) for i in range(1000)), 2)
     other = threading.Thread(target=interrupt)
     other.start()
     with pytest.raises(KeyboardInterrupt):
         list(given)
     other.join()
     assert stinfer_threads() == []
+    # Five were asked for before the second was waited for; none was begun after.
+    assert len(begun) <= 5
 
 
 def test_tasks_of_several_threads_come_in_their_order() -> None:
