@@ -257,7 +257,7 @@ def _load(
     # Else bytes that begin as ONNX Runtime's own format are loaded as that, unseen by the guard.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     try:
-        half = b"stinfer.precision\x12\x04fp16" in model
+        half = provider == CUDA and b"stinfer.precision\x12\x04fp16" in model
         return ort.InferenceSession(model, options, providers=providers(provider, half=half))
     except ORT_ERRORS as error:
         raise ModelFormatError(source, f"ONNX Runtime cannot load it: {first_line(error)}") from error
