@@ -68,7 +68,10 @@ def test_seconds_for_a_square_centimetre() -> None:
     assert row["ort_s_per_cm2"]["median"] == 40.0
     assert row["overhead"]["median"] == 1.1
     # 0.25 cm² at 0.6875 µm per px are 52.9 million px.
-    assert area.table([row]).splitlines()[2] == "| resnet18 int8 | 44.0 | 40.0 | 1.10 | 0.06 | 800 MB |"
+    assert (
+        area.table([row]).splitlines()[2]
+        == "| resnet18 int8 | 0.25 cm² | 44.0 | 40.0 | 1.10 | 0.06 | 800 MB |"
+    )
 
 
 def test_searches_are_summed_up() -> None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from stinfer.contract import MODEL_INPUT
+from stinfer.contract import MODEL_INPUT, U8
 from stinfer.gpu import CPU, CUDA, providers
 from stinfer.onnx_runtime import ort
 
@@ -23,27 +24,34 @@ def run(spec: dict[str, Any]) -> dict[str, float]:
 
     Parameters
     ----------
-    spec : `model`, `outputs`, `threads`, `device`, and `batches`, a `.npz` of uint8 (n, height, width, 3); a
-        batch is encoded `repeats` times
+    spec : `model`, `outputs`, `threads`, `device`, by default ``cpu``, and `batches`, a `.npz` of uint8 (n,
+        height, width, 3); a batch is encoded `repeats` times, by `callers` at the same time, or by one; these
+        share the `threads`
 
     Returns
     -------
     `seconds` and `n`, of pictures
     """
+    n_callers = spec.get("callers", 1)
     options = ort.SessionOptions()
-    options.intra_op_num_threads = spec["threads"]
+    options.intra_op_num_threads = spec["threads"] - n_callers + 1
     options.log_severity_level = 4
-    chosen = providers(CUDA if spec["device"] == "cuda" else CPU)
+    chosen = providers(CUDA if spec.get("device") == "cuda" else CPU)
     session = ort.InferenceSession(spec["model"], options, providers=chosen)
     with np.load(spec["batches"]) as stored:
         batches = [stored[name] for name in stored.files]
-    for shape in {batch.shape for batch in batches}:
-        session.run(spec["outputs"], {MODEL_INPUT: np.zeros(shape, dtype=np.uint8)})
-    start = time.perf_counter()
-    for _ in range(spec["repeats"]):
-        for batch in batches:
-            session.run(spec["outputs"], {MODEL_INPUT: batch})
-    return {"seconds": time.perf_counter() - start, "n": spec["repeats"] * sum(map(len, batches))}
+
+    def encode(batch: U8) -> int:
+        session.run(spec["outputs"], {MODEL_INPUT: batch})
+        return len(batch)
+
+    with ThreadPoolExecutor(n_callers) as pool:
+        shapes = {batch.shape for batch in batches}
+        list(pool.map(encode, [np.zeros(shape, dtype=np.uint8) for shape in shapes] * n_callers))
+        start = time.perf_counter()
+        n = sum(pool.map(encode, batches * spec["repeats"]))
+        seconds = time.perf_counter() - start
+    return {"seconds": seconds, "n": n}
 
 
 if __name__ == "__main__":
