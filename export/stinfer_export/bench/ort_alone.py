@@ -23,8 +23,8 @@ def run(spec: dict[str, Any]) -> dict[str, float]:
 
     Parameters
     ----------
-    spec : `model`, `outputs`, `threads`, `device`, and `batches`, a `.npz` of uint8 (n, height, width, 3); a
-        batch is encoded `repeats` times
+    spec : `model`, `outputs`, `threads`, `device`, by default ``cpu``, and `batches`, a `.npz` of uint8 (n,
+        height, width, 3); a batch is encoded `repeats` times
 
     Returns
     -------
@@ -33,7 +33,7 @@ def run(spec: dict[str, Any]) -> dict[str, float]:
     options = ort.SessionOptions()
     options.intra_op_num_threads = spec["threads"]
     options.log_severity_level = 4
-    chosen = providers(CUDA if spec["device"] == "cuda" else CPU)
+    chosen = providers(CUDA if spec.get("device") == "cuda" else CPU)
     session = ort.InferenceSession(spec["model"], options, providers=chosen)
     with np.load(spec["batches"]) as stored:
         batches = [stored[name] for name in stored.files]
