@@ -46,7 +46,7 @@ def build_bank(
     *,
     device: Device = "auto",
     threads: int | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> BankSummary:
@@ -95,7 +95,7 @@ def encode_sections(
     *,
     device: Device = "auto",
     threads: int | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> EncodedSections:
     """Embed sections, and join them.

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from stinfer.cli_tools import FILE, FiniteRange, P, R, shows_errors
 from stinfer_export.cli_options import read_names
+
+if TYPE_CHECKING:
+    from stinfer.encoder import Device
 
 T = TypeVar("T")
 
@@ -46,6 +49,15 @@ def _options(command: Callable[P, R]) -> Callable[P, R]:
     return command
 
 
+_device_option = click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="What everything runs on, PyTorch too.",
+)
+
+
 def _slide_options(command: Callable[P, R]) -> Callable[P, R]:
     for option in reversed(
         (
@@ -66,12 +78,14 @@ def _slide_options(command: Callable[P, R]) -> Callable[P, R]:
 
 @bench_group.command(epilog="Example: stinfer-export bench backbones --backbones resnet18 --readme README.md")
 @_slide_options
+@_device_option
 @_options
 @shows_errors
 def backbones(
     backbones: list[str],
     slide: Path | None,
     mpp: float | None,
+    device: Device,
     folder: Path,
     rounds: int,
     readme: Path | None,
@@ -86,8 +100,8 @@ def backbones(
 
     subject = find_slide(slide, mpp, folder)
     models = find_models(folder, backbones, _say, subject)
-    found = bench.measure(models, subject, rounds, folder, _say)
-    _finish("backbones", found, bench.summarize, bench.table, folder, readme)
+    found = bench.measure(models, subject, rounds, folder, _say, device)
+    _finish(_named("backbones", device), found, bench.summarize, bench.table, folder, readme)
 
 
 @bench_group.command(epilog="Example: stinfer-export bench area --backbones resnet18")
@@ -138,12 +152,14 @@ def area(
     show_default=True,
     help="Numbers of all references together up to which an index is built and measured too.",
 )
+@_device_option
 @_options
 @shows_errors
 def search(
     references: list[str],
     numbers: list[str],
     annoy_up_to: int,
+    device: Device,
     folder: Path,
     rounds: int,
     readme: Path | None,
@@ -158,8 +174,15 @@ def search(
 
     (model, *_) = find_models(folder, ["stain_texture"], _say)
     sizes = [(_count(n, 1000), _count(m, 1)) for n in references for m in numbers]
-    found = bench.measure(model.path.read_bytes(), sizes, rounds, folder, _say, annoy_up_to=annoy_up_to)
-    _finish("search", found, bench.summarize, bench.table, folder, readme)
+    found = bench.measure(
+        model.path.read_bytes(), sizes, rounds, folder, _say, annoy_up_to=annoy_up_to, device=device
+    )
+    _finish(_named("search", device), found, bench.summarize, bench.table, folder, readme)
+
+
+def _named(measurement: str, device: Device) -> str:
+    """Return what a table, and its file, are called."""
+    return measurement if device == "cpu" else f"{measurement}_{device}"
 
 
 def _count(text: str, least: int) -> int:

@@ -52,7 +52,7 @@ def encode_section(
     view: FieldOfView,
     encoders: EncoderStack,
     stain: Stain | None,
-    batch_size: int,
+    batch_size: int | None,
     notices: Notices,
     progress: Progress | None,
 ) -> Part:
@@ -64,7 +64,7 @@ def encode_section(
     plan, view : of the bank
     encoders : backbones, nothing projected
     stain : that the section is brought to before it is encoded; None to leave it as it is
-    batch_size : patches encoded at a time
+    batch_size : patches encoded at a time; None for what suits the encoders
     notices : told what is dropped
     progress : called with what is done, how much there is, and of what
     """

@@ -20,7 +20,7 @@ from stinfer.genes import select_genes
 from stinfer.neighbors import SearchChoice
 from stinfer.open_bank import OpenBank
 from stinfer.outputs import Outputs, PredictionResult, default_output, picture_path
-from stinfer.pipeline import DEFAULT_BATCH_SIZE, predict_slide
+from stinfer.pipeline import predict_slide
 from stinfer.predict import Weighting
 from stinfer.pseudonym import Pseudonyms, open_pseudonyms
 from stinfer.record import logger
@@ -69,7 +69,7 @@ def predict_slides(
     bank_key: str | Path | None = None,
     k: int | None = None,
     weighting: Weighting | None = None,
-    batch_size: int = DEFAULT_BATCH_SIZE,
+    batch_size: int | None = None,
     threads: int | None = None,
     model: str | Path | None = None,
     overwrite: bool = False,

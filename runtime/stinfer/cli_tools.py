@@ -161,9 +161,7 @@ _ENCODING = (
     click.option(
         "--batch-size",
         type=click.IntRange(min=1, max=4096),
-        default=32,
-        show_default=True,
-        help="Patches encoded at a time; fewer need less memory.",
+        help="Patches encoded at a time; fewer need less memory. [default: 32; 1024 on CUDA]",
     ),
     click.option(
         "--threads",

@@ -131,24 +131,26 @@ def _self_test() -> Check:
 
 def _defaults(**known: Any) -> Check:
     """Say what a run would use; `known` is what a bank says more exactly."""
+    from stinfer.encoder_stack import default_batch_size
+    from stinfer.gpu import CUDA
     from stinfer.neighbors import ANNOY_FROM_REFS, annoy_installed
-    from stinfer.pipeline import DEFAULT_BATCH_SIZE
     from stinfer.self_test import open_self_test
 
+    provider = known.get("provider") or open_self_test("auto", threads=1).provider
     facts = {
-        "provider": None if known else open_self_test("auto", threads=1).provider,
+        "provider": provider,
         "threads": machine.cores_allowed(),
         "search": "exact, or annoy where a bank is large" if annoy_installed() else "exact",
-        "batch_size": DEFAULT_BATCH_SIZE,
+        "batch_size": default_batch_size(on_gpu=provider == CUDA),
         **known,
     }
     large = f" (annoy from {ANNOY_FROM_REFS:,} references on)" if annoy_installed() and not known else ""
     search = facts["search"] if known else f"exact{large}"
-    provider = facts["provider"].removesuffix("ExecutionProvider")
-    found = (
-        f"{provider}, {facts['threads']} threads, search {search}, patches {facts['batch_size']} at a time"
+    words = (
+        f"{provider.removesuffix('ExecutionProvider')}, {facts['threads']} threads, search {search}",
+        f"patches {facts['batch_size']} at a time",
     )
-    return Check("defaults", "ok", found, facts=facts)
+    return Check("defaults", "ok", ", ".join(words), facts=facts)
 
 
 def _bank_keys(key: Path | None) -> Check:

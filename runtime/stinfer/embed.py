@@ -61,7 +61,7 @@ def iter_patch_embeddings(
     centers_l0: F64,
     encoders: EncoderStack,
     view: FieldOfView,
-    batch_size: int,
+    batch_size: int | None,
     progress: Progress | None,
     checkpoint: Checkpoint | None = None,
     clock: StageClock | None = None,
@@ -74,7 +74,7 @@ def iter_patch_embeddings(
     centers_l0 : (n, 2), level-0 px
     encoders : the backbones
     view : with ``patch``
-    batch_size : patches encoded at a time, by all cores together
+    batch_size : patches encoded at a time, by all cores together; by default what suits the encoders
     progress : called with the patches done and their number
     checkpoint : keeps the batches that are done; None to keep none
     clock : told how long encoding takes
@@ -84,6 +84,7 @@ def iter_patch_embeddings(
     places : (n_batch,), in the order given
     embeddings : (n_batch, sum of the members' widths), before the metric
     """
+    batch_size = batch_size or encoders.batch_size
     done, total = 0, len(centers_l0)
     if progress is not None:
         progress(0, total, "patches")
@@ -116,7 +117,7 @@ def _encode_batches(
     centers_l0: F64, batch_size: int, encoders: EncoderStack, embed: Callable[[F64], F32]
 ) -> Generator[F32, None, None]:
     """Encode batch after batch, each in parts of a size that depends on nothing but the batch's."""
-    part_size = min(batch_size, encoders.patches_at_once or batch_size)
+    part_size = min(batch_size, encoders.patches_at_once)
     n_workers = max(min(encoders.n_workers, batch_size // part_size), 1)
     batches = [centers_l0[first : first + batch_size] for first in range(0, len(centers_l0), batch_size)]
     parts = (

@@ -54,7 +54,7 @@ def iter_embeddings(
     places: Places,
     opened: OpenBank,
     map_path: Path | None,
-    batch_size: int,
+    batch_size: int | None,
     notices: Notices,
     progress: Progress | None,
     checkpoint: Checkpoint,
@@ -68,7 +68,7 @@ def iter_embeddings(
     places : where
     opened : the bank; it says how
     map_path : where to keep the slide's map, or None
-    batch_size : patches encoded at a time
+    batch_size : patches encoded at a time; None for what suits the encoders
     notices : told what is guessed
     progress : called with what is done, how much there is, and of what
     checkpoint : keeps what is encoded

@@ -29,13 +29,12 @@ from stinfer.errors import (
     check_choice,
     first_line,
 )
+from stinfer.gpu import CPU, CUDA, IN_TURN, MAX_FEEDERS, PATCHES_ON_GPU, is_installed, providers
 from stinfer.machine import cores_allowed
 from stinfer.onnx_guard import find_forbidden
 from stinfer.onnx_runtime import ORT_ERRORS, SHARED_MEMORY, keep_sums_exact, ort
 
 Device = Literal["auto", "cpu", "cuda"]
-_CPU = "CPUExecutionProvider"
-_CUDA = "CUDAExecutionProvider"
 # Patches are encoded by up to so many threads, each a few of its own: what one cuts and encodes waits for no
 # other. More cores share in these threads' work, so that memory does not grow with the machine.
 MAX_WORKERS = 4
@@ -66,7 +65,7 @@ class Encoder:
     provider : str
         What ONNX Runtime really runs on.
     n_workers : int
-        Threads that may encode at the same time, to use all its cores; 1 on CUDA.
+        Threads that may read and encode at the same time, to use all its cores; on CUDA two of them.
     fallback : str
         Why ``auto`` did not use a CUDA that is installed; empty if it did, or there is none.
 
@@ -93,29 +92,29 @@ class Encoder:
         self._source = source
         self.fallback = ""
         installed = ort.get_available_providers()
-        if device == "cuda" and _CUDA not in installed:
+        if device == "cuda" and not is_installed():
             cause = f"this ONNX Runtime has only {', '.join(installed)}"
             raise ProviderUnavailableError(cause)
-        wanted = [_CUDA, _CPU] if device != "cpu" and _CUDA in installed else [_CPU]
+        wanted = CUDA if device != "cpu" and is_installed() else CPU
         threads = threads or cores_allowed()
-        self.n_workers = 1
-        if wanted == [_CPU]:
-            self.n_workers = min(threads, MAX_WORKERS if pooling == "patch" else MAX_REGION_WORKERS)
+        self.n_workers = min(threads, MAX_WORKERS if pooling == "patch" else MAX_REGION_WORKERS)
         # The threads that encode are not of the session's own, and share these.
         self._session = _load(model, source, wanted, threads - self.n_workers + 1, large=pooling == "map")
         # ONNX Runtime falls back to the CPU without an error: what counts is what the session has.
         self.provider = str(self._session.get_providers()[0])
-        if wanted[0] == _CUDA and self.provider != _CUDA:
+        if wanted == CUDA and self.provider != CUDA:
             trouble = cuda_trouble() or "driver, CUDA or cuDNN of another version"
             cause = f"ONNX Runtime could not load CUDA: {trouble}"
             if device == "cuda":
                 raise ProviderUnavailableError(cause)
             self.fallback = cause
+        if self.on_gpu:
+            self.n_workers = min(threads + 1, MAX_FEEDERS)
         self.card = _read_card(self._session, source)
         self._head: ort.InferenceSession | None = None
         if self.card.map_traits is not None and self.card.map_traits.head:
             # It is small, and one thread gives the same bits on every machine.
-            self._head = _load(self.card.map_traits.head, f"{source}, its head", [_CPU], 1)
+            self._head = _load(self.card.map_traits.head, f"{source}, its head", CPU, 1)
             given = sorted(item.name for item in self._head.get_inputs())
             if given != [HEAD_INPUT]:
                 raise ModelFormatError(source, f"its head takes {given}, expected {HEAD_INPUT}")
@@ -136,7 +135,13 @@ class Encoder:
         ModelFormatError
             The model refuses patches of this size or gives what is no embedding.
         """
-        found = self._run(self._session, [MODEL_EMBEDDING], {MODEL_INPUT: pixels}, "embedding")[0]
+        if self.on_gpu:
+            parts = (
+                _filled_up(pixels[i : i + PATCHES_ON_GPU]) for i in range(0, len(pixels), PATCHES_ON_GPU)
+            )
+            found = np.concatenate([self._embed(part) for part in parts])[: len(pixels)]
+        else:
+            found = self._embed(pixels)
         if found.shape != (len(pixels), self.card.dim):
             cause = f"its embedding has shape {found.shape}, its card says dim {self.card.dim}"
             raise ModelFormatError(self._source, cause)
@@ -192,7 +197,8 @@ class Encoder:
     def release_memory(self) -> None:
         """Give back what regions have taken; the next one takes it anew."""
         options = ort.RunOptions()
-        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        arenas = "cpu:0;gpu:0" if self.on_gpu else "cpu:0"
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", arenas)
         side_px = 8 * self.card.stride
         nothing = np.zeros((1, side_px, side_px, 3), dtype=np.uint8)
         # Where this fails, memory is kept, and that is all.
@@ -200,20 +206,24 @@ class Encoder:
             self._session.run([MODEL_FEATURES], {MODEL_INPUT: nothing}, options)
 
     @property
-    def runs_on_cpu(self) -> bool:
-        """Whether there is nothing faster here."""
-        return self.provider == _CPU
+    def on_gpu(self) -> bool:
+        """Whether it runs on CUDA."""
+        return self.provider == CUDA
 
     @property
     def window_dim(self) -> int:
         """Length of a window's embedding."""
         return sum(self.card.layers) if self._head is None else self.card.dim
 
+    def _embed(self, pixels: U8) -> F32:
+        return self._run(self._session, [MODEL_EMBEDDING], {MODEL_INPUT: pixels}, "embedding")[0]
+
     def _run(
         self, session: ort.InferenceSession, outputs: list[str], inputs: dict[str, AnyArray], what: str
     ) -> list[F32]:
         try:
-            found = session.run(outputs, inputs)
+            with IN_TURN if self.on_gpu else contextlib.nullcontext():
+                found = session.run(outputs, inputs)
         except ORT_ERRORS as error:
             raise _encoding_error(self._source, error, next(iter(inputs.values()))) from error
         values = [np.asarray(one, dtype=np.float32) for one in found]
@@ -222,8 +232,17 @@ class Encoder:
         return values
 
 
+def _filled_up(pixels: U8) -> U8:
+    """Return as many patches as are encoded at once on the GPU, those that are missing black."""
+    if len(pixels) == PATCHES_ON_GPU:
+        return pixels
+    filled = np.zeros((PATCHES_ON_GPU, *pixels.shape[1:]), dtype=np.uint8)
+    filled[: len(pixels)] = pixels
+    return filled
+
+
 def _load(
-    model: bytes, source: str, providers: list[str], threads: int, *, large: bool = False
+    model: bytes, source: str, provider: str, threads: int, *, large: bool = False
 ) -> ort.InferenceSession:
     options = ort.SessionOptions()
     try:
@@ -244,7 +263,8 @@ def _load(
     # Else bytes that begin as ONNX Runtime's own format are loaded as that, unseen by the guard.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     try:
-        session = ort.InferenceSession(model, options, providers=providers)
+        half = provider == CUDA and b"stinfer.precision\x12\x04fp16" in model
+        session = ort.InferenceSession(model, options, providers=providers(provider, half=half))
     except ORT_ERRORS as error:
         raise ModelFormatError(source, f"ONNX Runtime cannot load it: {first_line(error)}") from error
     # It would keep the file's bytes, to go on in silence with another provider after an error.

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from stinfer.contract import F32, U8, MapTraits, Pooling
-from stinfer.encoder import PATCHES_AT_ONCE, Encoder
+from stinfer.encoder import MAX_WORKERS, PATCHES_AT_ONCE, Encoder
 from stinfer.errors import ModelFormatError, SettingError
+from stinfer.gpu import MAX_FEEDERS, PATCHES_ON_GPU
 
 # Flips along x, along y, and the exchange of both axes, by how many orientations are averaged.
 _ORIENTATIONS: dict[int, list[tuple[bool, bool, bool]]] = {
@@ -116,10 +117,19 @@ class EncoderStack:
         return min(member.encoder.n_workers for member in self.members)
 
     @property
-    def patches_at_once(self) -> int | None:
-        """Patches that each of these threads should encode at once; None for as many as there are."""
-        on_cpu = all(member.encoder.runs_on_cpu for member in self.members)
-        return PATCHES_AT_ONCE if on_cpu else None
+    def on_gpu(self) -> bool:
+        """Whether they run on CUDA."""
+        return all(member.encoder.on_gpu for member in self.members)
+
+    @property
+    def patches_at_once(self) -> int:
+        """Patches that each of these threads should encode at once."""
+        return PATCHES_ON_GPU if self.on_gpu else PATCHES_AT_ONCE
+
+    @property
+    def batch_size(self) -> int:
+        """Patches that all of these threads together should encode at a time."""
+        return default_batch_size(on_gpu=self.on_gpu)
 
     @property
     def fallback(self) -> str:
@@ -240,6 +250,11 @@ class EncoderStack:
             views.append(cells[halo : cells.shape[0] - halo, halo : cells.shape[1] - halo])
         mean = _projected(np.ascontiguousarray(_mean(views)), member)
         return mean if reduction == 1 else mean.repeat(reduction, axis=0).repeat(reduction, axis=1)
+
+
+def default_batch_size(*, on_gpu: bool) -> int:
+    """Return how many patches all threads together encode at a time where nothing else is said."""
+    return PATCHES_ON_GPU * MAX_FEEDERS if on_gpu else PATCHES_AT_ONCE * MAX_WORKERS
 
 
 def map_traits(encoder: Encoder) -> MapTraits:

@@ -165,10 +165,11 @@ class SlideCells:
             return
         shapes = [region.shape for region in regions]
         # The first is encoded as large as any: what memory it leaves then serves all others, piece by piece.
-        sizes = [(max(rows for rows, _ in shapes), max(columns for _, columns in shapes)), *shapes[1:]]
+        largest = (max(rows for rows, _ in shapes), max(columns for _, columns in shapes))
+        sizes = [largest, *shapes[1:]]
 
         def encode_from(first: int) -> Generator[F32, None, None]:
-            return self._encode_all(regions[first:], sizes[first:], None if first == 0 else sizes[0])
+            return self._encode_all(regions[first:], sizes[first:], largest, warm_up=first > 0)
 
         if self._checkpoint is None:
             yield from encode_from(0)
@@ -182,7 +183,7 @@ class SlideCells:
         yield from self._checkpoint.steps(plan, kept_shapes, "regions", encode_from)
 
     def _encode_all(
-        self, regions: list[Region], sizes: list[tuple[int, int]], warm_up: tuple[int, int] | None
+        self, regions: list[Region], sizes: list[tuple[int, int]], largest: tuple[int, int], *, warm_up: bool
     ) -> Generator[F32, None, None]:
         """Encode regions, as many at a time as the encoders can, while the next is read.
 
@@ -190,11 +191,12 @@ class SlideCells:
         ----------
         regions : to encode
         sizes : rows and columns, from a region's first on, that are encoded for it; what is more is cut off
-        warm_up : rows and columns of nothing to encode before, where another run has encoded the first one:
+        largest : rows and columns of the largest of the slide
+        warm_up : encode nothing, as large as that, before; where another run has encoded the first region:
             memory is then taken as in that run
         """
-        if warm_up is not None:
-            _, (width, height) = self._box(regions[0], warm_up)
+        _, (width, height) = self._box(regions[0], largest)
+        if warm_up:
             self._encoders.cells(np.full((height, width, 3), 255, dtype=np.uint8))
         boxes = [self._box(*region) for region in zip(regions, sizes, strict=True)]
         pixels = RegionPixels(self._slide, self._um_per_px, self._encoders.offset_px, boxes)
@@ -204,6 +206,11 @@ class SlideCells:
         def encode(region: Region, box: Box) -> F32:
             n_rows, n_columns = region.shape
             read = pixels.read(box)
+            if self._encoders.on_gpu:
+                # cuDNN prepares anew for every size, which takes ten times as long as to encode.
+                filled = np.full((height, width, 3), 255, dtype=np.uint8)
+                filled[: read.shape[0], : read.shape[1]] = read
+                read = filled
             with may_encode, timed(self._clock, "encode"):
                 return np.ascontiguousarray(self._encoders.cells(read)[:n_rows, :n_columns])
 

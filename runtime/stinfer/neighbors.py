@@ -86,11 +86,7 @@ class ExactSearch:
         self._n_workers = n_workers
         self._stored = references if isinstance(references, StoredArray) else None
         self.queries_at_once = _QUERIES if self._stored is None else _QUERIES_A_PASS
-        # Differences are what counts: without the common part a product tells small ones apart.
-        total = sum(
-            prepare(block, distance).sum(axis=0, dtype=np.float64) for block in iter_blocks(references)
-        )
-        self._center = np.asarray(total / len(references), dtype=np.float32)
+        self._center = center_of(references, distance)
         self._n_refs = len(references)
         if not isinstance(references, StoredArray):
             self._references = prepare(references, distance)
@@ -132,7 +128,7 @@ class ExactSearch:
         found_rows = np.concatenate(
             [found.indices for found in nearest] or [np.empty((0, k), dtype=np.int64)]
         )
-        return _ranked(prepared, self._rows, found_rows, self._distance)
+        return ranked(prepared, self._rows, found_rows, self._distance)
 
     def _blocks(self, step: int) -> Iterator[tuple[int, F32, F32]]:
         """Give references less the center, and half their squared lengths, from which reference on."""
@@ -253,7 +249,7 @@ class AnnoySearch:
                 every = self._index.get_n_trees() * len(self._references)
                 candidates = self._index.get_nns_by_vector(vector, k, search_k=every)
             found[i] = candidates
-        return _ranked(prepared, self._rows, found, self._distance)
+        return ranked(prepared, self._rows, found, self._distance)
 
     def _rows(self, rows: I64) -> F32:
         return prepare(take_rows(self._references, rows), self._distance)
@@ -323,6 +319,15 @@ def prepare(vectors: F32, distance: Distance) -> F32:
     return np.asarray(vectors / np.where(norms > 0, norms, 1.0), dtype=np.float32)
 
 
+def center_of(references: F32 | StoredArray, distance: Distance) -> F32:
+    """Return the mean of prepared references, (dim,).
+
+    Differences are what counts: without the common part a product tells small ones apart.
+    """
+    total = sum(prepare(block, distance).sum(axis=0, dtype=np.float64) for block in iter_blocks(references))
+    return np.asarray(total / len(references), dtype=np.float32)
+
+
 def recall(found: F32, true: F32) -> float:
     """Return the share of neighbors found that are as near as the true ones.
 
@@ -335,7 +340,7 @@ def recall(found: F32, true: F32) -> float:
     return float((found <= true[:, -1:]).mean())
 
 
-def _ranked(queries: F32, rows: Callable[[I64], F32], found: I64, distance: Distance) -> tuple[F32, I64]:
+def ranked(queries: F32, rows: Callable[[I64], F32], found: I64, distance: Distance) -> tuple[F32, I64]:
     """Compute the distances from differences, so that equal vectors are exactly 0 apart; sort.
 
     Parameters

@@ -11,6 +11,8 @@ from stinfer.embed import open_encoders, with_model
 from stinfer.encoder import MAX_WORKERS, Device
 from stinfer.encoder_stack import EncoderStack
 from stinfer.files import sha256_file
+from stinfer.gpu import is_installed
+from stinfer.gpu_search import GpuSearch, NoRoomError
 from stinfer.machine import cores_allowed
 from stinfer.memory import return_large_blocks
 from stinfer.neighbor_file import Neighbors
@@ -40,6 +42,8 @@ class OpenBank:
     ----------
     signed_by : str or None
         Name of the key that has signed it; None where any bank is accepted.
+    search_fallback : str
+        Why the search does not run on CUDA though the models do; empty if it does, or neither.
 
     Raises
     ------
@@ -65,6 +69,7 @@ class OpenBank:
         self._device: Device = device
         self._threads = threads
         self._search: SearchChoice = search
+        self.search_fallback = ""
         self.model = None if model is None else Path(model)
 
     @property
@@ -86,7 +91,12 @@ class OpenBank:
 
     @cached_property
     def searcher(self) -> Search:
-        """What finds neighbors among the references; raises as `choose_search`."""
+        """What finds neighbors among the references; raises as `choose_search`, and as `encoders`."""
+        if self._search != "annoy" and self._device != "cpu" and is_installed() and self.encoders.on_gpu:
+            try:
+                return GpuSearch(self.bank.embedding, self.bank.settings.distance)
+            except NoRoomError as error:
+                self.search_fallback = str(error)
         return choose_search(self._search, self.bank, self.n_workers)
 
     @cached_property

@@ -53,7 +53,6 @@ from stinfer.stage_clock import StageClock, timed
 from stinfer.stand_in import refuse_disagreement
 from stinfer.subject import open_subject
 
-DEFAULT_BATCH_SIZE = 32
 # Channels of an OME-TIFF; viewers list them all.
 MAX_OME_GENES = 256
 
@@ -107,7 +106,7 @@ def predict_slide(
     bank_key: str | Path | None = None,
     k: int | None = None,
     weighting: Weighting | None = None,
-    batch_size: int = DEFAULT_BATCH_SIZE,
+    batch_size: int | None = None,
     threads: int | None = None,
     model: str | Path | None = None,
     overwrite: bool = False,
@@ -153,7 +152,7 @@ def predict_slide(
         variable ``STINFER_BANK_KEYS`` says, and without it any bank is accepted
     k : neighbors to average, by default the bank's
     weighting : ``uniform``, ``inverse`` or ``softmax``, by default the bank's
-    batch_size : patches encoded at a time
+    batch_size : patches encoded at a time, by default 32, and 1024 on CUDA
     threads : cores to use, by default those allowed
     model : file of the bank's model in another precision, to encode with in its place; refused where the
         two do not agree on the slide's tissue
@@ -260,6 +259,8 @@ def predict_slide(
         if to.preview is not None:
             draw_run_preview(to.preview, subject, places)
         notice_guesses(notices, subject, places, opened_bank, encoders)
+        if opened.search_fallback:
+            notices.add(f"searching on the CPU: {opened.search_fallback}")
         recipe = encoding_recipe(subject, fingerprint, opened)
         checkpoint = stack.enter_context(Checkpoint(to.checkpoint, recipe))
         beside = stack.enter_context(written_together(to.together, checkpoint.note_outputs))
@@ -298,7 +299,7 @@ def predict_slide(
             "recall": settings.annoy_recall if searcher.name == "annoy" else 1.0,
             "device": device,
             "provider": encoders.provider,
-            "batch_size": batch_size,
+            "batch_size": batch_size or encoders.batch_size,
             "request_sha256": request_sha256(fingerprint, hashed.result(), asked),
             **({} if opened.model is None else _model_record(opened.model, cosine)),
         }

@@ -18,6 +18,7 @@ from stinfer.ahead import in_parallel
 from stinfer.contract import F32, U8
 from stinfer.encoder import Device, Encoder
 from stinfer.encoder_stack import EncoderStack
+from stinfer.gpu import PATCHES_ON_GPU
 
 MODEL, EXPECTED = "stain_texture.onnx", "self_test.json"
 PATCH_PX = 224
@@ -87,10 +88,10 @@ def run_self_test(device: Device, threads: int | None) -> SelfTest:
     encoder = open_self_test(device, threads)
     written = (files("stinfer") / "data" / EXPECTED).read_text(encoding="utf-8")
     expected = np.asarray(json.loads(written)["embedding"])
-    patch = built_in_patch()[np.newaxis]
-    found, same_twice, per_second = _twice(lambda: encoder.embed(patch), encoder.n_workers)
-    errors = np.abs(found[0] - expected) / np.maximum(np.abs(expected), 1)
-    return SelfTest(float(errors.max()), same_twice, per_second, encoder.provider)
+    patches = _batch_of(built_in_patch(), on_gpu=encoder.on_gpu)
+    found, same_twice, per_second = _twice(lambda: encoder.embed(patches), encoder.n_workers)
+    errors = np.abs(found - expected) / np.maximum(np.abs(expected), 1)
+    return SelfTest(float(errors.max()), same_twice, per_second * len(patches), encoder.provider)
 
 
 @dataclass(frozen=True)
@@ -124,15 +125,20 @@ def run_bank_test(encoders: EncoderStack, um_per_px: float) -> BankTest:
     """
     if encoders.pooling == "patch":
         sizes = [member.encoder.card.input_size_px for member in encoders.members]
-        patches = [built_in_patch(size)[np.newaxis] for size in sizes]
+        patches = [_batch_of(built_in_patch(size), on_gpu=encoders.on_gpu) for size in sizes]
         _, same_twice, per_second = _twice(lambda: encoders.embed(patches), encoders.n_workers)
-        return BankTest(same_twice, per_second, 0.0)
+        return BankTest(same_twice, per_second * len(patches[0]), 0.0)
     side_px = (_REGION_CELLS + 2 * encoders.halo_cells) * encoders.stride
     region = built_in_patch(side_px)
     _, same_twice, per_second = _twice(lambda: encoders.cells(region), encoders.n_workers)
     encoders.release_memory()
     area_mm2 = (_REGION_CELLS * encoders.stride * um_per_px / 1000) ** 2
     return BankTest(same_twice, 0.0, per_second * area_mm2)
+
+
+def _batch_of(patch: U8, *, on_gpu: bool) -> U8:
+    """Return a patch alone, and on the GPU as many as it would be filled up to."""
+    return np.repeat(patch[np.newaxis], PATCHES_ON_GPU if on_gpu else 1, axis=0)
 
 
 def _twice(encode: Callable[[], F32], n_workers: int) -> tuple[F32, bool, float]:

@@ -69,6 +69,35 @@ def test_a_silent_fallback_is_an_error_for_cuda_and_is_told_for_auto(monkeypatch
     assert "could not load CUDA" in automatic.fallback
 
 
+@pytest.mark.parametrize(("precision", "layout"), [("fp32", None), ("fp16", "1")])
+def test_what_cuda_is_asked_for(monkeypatch: pytest.MonkeyPatch, precision: str, layout: str | None) -> None:
+    both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(encoder.ort, "RealSession", encoder.ort.InferenceSession, raising=False)
+    monkeypatch.setattr(encoder.ort, "InferenceSession", _Silent)
+    monkeypatch.setattr(encoder.ort, "get_available_providers", lambda: both)
+    model = MODEL.replace(b"fp32", precision.encode())
+    (name, options), last = Encoder(model, "m.onnx", device="auto")._session.asked
+    assert (name, last) == ("CUDAExecutionProvider", "CPUExecutionProvider")
+    assert (options["use_tf32"], options["cudnn_conv_algo_search"]) == ("0", "HEURISTIC")
+    assert options.get("prefer_nhwc") == layout
+
+
+def test_on_cuda_patches_are_encoded_64_at_a_time_whatever_their_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (150, 5, 5, 3), dtype=np.uint8)
+    opened = Encoder(MODEL, "m.onnx", device="cpu", threads=1)
+    expected = opened.embed(pixels)
+    given: list[np.ndarray] = []
+    plain = opened._run
+    monkeypatch.setattr(opened, "_run", lambda *args: given.append(args[2]["pixels"]) or plain(*args))
+    monkeypatch.setattr(Encoder, "on_gpu", True)
+    np.testing.assert_array_equal(opened.embed(pixels), expected)
+    assert [len(part) for part in given] == [64, 64, 64]
+    np.testing.assert_array_equal(np.concatenate(given)[:150], pixels)
+    assert not given[-1][22:].any()
+
+
 def test_embeddings_do_not_depend_on_the_batch() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (7, 5, 5, 3), dtype=np.uint8)
     opened = Encoder(MODEL, "m.onnx", device="cpu", threads=1)

@@ -75,6 +75,7 @@ class FakeEncoder:
     halo_cells: int = 0
     offset_px: tuple[float, float] = (0.0, 0.0)
     n_workers: int = 1
+    on_gpu: bool = False
 
     def __post_init__(self) -> None:
         traits = MapTraits(self.halo_cells, self.offset_px)
@@ -240,6 +241,29 @@ def test_what_no_place_needs_is_never_read(encoders: EncoderStack, monkeypatch: 
     assert seen == [(0, 3, "regions"), (1, 3, "regions"), (2, 3, "regions"), (3, 3, "regions")]
     assert [(band.first_row, len(band.features)) for band in found] == [(0, 10), (150, 5)]
     assert not found[1].features[:, :200].any()
+
+
+def test_on_cuda_all_regions_are_encoded_in_one_size(
+    encoders: EncoderStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slide = slide_of(noise(100, 120), (1.0, 1.0))
+    needed = np.zeros((25, 30), dtype=bool)
+    needed[2:12, 3:21] = needed[18:22, 5:8] = True
+    sizes: list[tuple[int, ...]] = []
+    cells = EncoderStack.cells
+    monkeypatch.setattr(
+        EncoderStack, "cells", lambda self, pixels: sizes.append(pixels.shape) or cells(self, pixels)
+    )
+    expected = cells_of(SlideCells(slide, encoders, 1.0, region_px=32), needed)
+    # Ten rows of 18 cells, cut into pieces of 5 by 6, and four of three.
+    assert set(sizes) == {(20, 24, 3), (16, 12, 3)}
+    sizes.clear()
+    monkeypatch.setattr(EncoderStack, "on_gpu", True)
+
+    found = cells_of(SlideCells(slide, encoders, 1.0, region_px=32), needed)
+
+    np.testing.assert_array_equal(found[needed], expected[needed])
+    assert set(sizes) == {(20, 24, 3)}
 
 
 def test_where_nothing_is_needed_nothing_is_read_or_given(

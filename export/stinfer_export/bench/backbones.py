@@ -13,9 +13,10 @@ import numpy as np
 
 from stinfer.bench import Run, Spread, run_once
 from stinfer.contract import F64, MODEL_EMBEDDING
-from stinfer.encoder import Encoder
+from stinfer.encoder import Device, Encoder
 from stinfer.encoder_stack import EncoderStack, Member
 from stinfer.files import make_folder
+from stinfer.gpu import PATCHES_ON_GPU
 from stinfer.machine import cores_allowed
 from stinfer_export.bench.child import run_module
 from stinfer_export.bench.made_up import Size, write_made_up_bank
@@ -23,12 +24,10 @@ from stinfer_export.bench.subjects import BenchSlide, Model, write_places
 from stinfer_export.bench.tables import markdown
 from stinfer_export.registry import STAIN_TEXTURE
 
-BATCH_SIZE = 32
+_BATCH_SIZE = 32
 # How long a whole run is to take, so that fixed costs weigh as in practice, and each of the others.
 RUN_S, TORCH_S, ORT_S = 20.0, 8.0, 4.0
 MIN_PLACES, MAX_PLACES = 64, 6000
-# Patches that the bank's references lie around, and that the first rate is measured on.
-_N_SAMPLE = 32
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,12 @@ class Round:
 
 
 def measure(
-    models: Sequence[Model], slide: BenchSlide, n_rounds: int, folder: Path, say: Callable[[str], None]
+    models: Sequence[Model],
+    slide: BenchSlide,
+    n_rounds: int,
+    folder: Path,
+    say: Callable[[str], None],
+    device: Device = "cpu",
 ) -> Iterator[tuple[Model, list[Round]]]:
     """Measure models, one network after the other; of each, all precisions and ways in turn, again and again.
 
@@ -69,6 +73,7 @@ def measure(
     n_rounds : repetitions
     folder : for what is written meanwhile
     say : told what is going on
+    device : ``cpu`` or ``cuda``, of all ways; on CUDA channels-last is in half precision too
 
     Yields
     ------
@@ -76,7 +81,7 @@ def measure(
     """
     for architecture, group in groupby(models, lambda model: model.architecture):
         say(architecture)
-        network = _Network(list(group), slide, folder)
+        network = _Network(list(group), slide, folder, device)
         rounds = [network.round() for _ in range(n_rounds)]
         for number, one in enumerate(network.models):
             yield one.model, [found[number] for found in rounds]
@@ -85,11 +90,13 @@ def measure(
 class _Prepared:
     """A model, a bank of it, and as many places as take a run of the wanted length."""
 
-    def __init__(self, model: Model, slide: BenchSlide, folder: Path) -> None:
+    def __init__(self, model: Model, slide: BenchSlide, folder: Path, device: Device) -> None:
         self.model = model
+        self._device: Device = device
         self._slide, self._folder = slide, folder
         make_folder(folder)
-        self._sample = slide.patches(slide.places(_N_SAMPLE)[:_N_SAMPLE], model.card.input_size_px)
+        n_sample = batch_size(device)
+        self._sample = slide.patches(slide.places(n_sample)[:n_sample], model.card.input_size_px)
         np.savez(folder / "sample.npz", self._sample)
         self.rate = self.ort(1)
         encoder = Encoder(model.path.read_bytes(), str(model.path), device="cpu")
@@ -108,7 +115,7 @@ class _Prepared:
         write_places(self._folder / "places.csv", centers_l0)
         arguments = {
             "slide": str(self._slide.path), "mpp": self._slide.mpp, "bank": str(self._bank),
-            "spots": str(self._folder / "places.csv"), "batch_size": BATCH_SIZE,
+            "spots": str(self._folder / "places.csv"), "device": self._device,
         }  # fmt: skip
         return run_once(arguments, self._folder)
 
@@ -117,6 +124,7 @@ class _Prepared:
         spec = {
             "model": str(self.model.path), "outputs": [MODEL_EMBEDDING], "threads": cores_allowed(),
             "batches": str(self._folder / "sample.npz"), "repeats": repeats or self._repeats,
+            "device": self._device,
         }  # fmt: skip
         return _rate(run_module("stinfer_export.bench.ort_alone", spec, self._folder))
 
@@ -124,8 +132,9 @@ class _Prepared:
 class _Network:
     """One network in all its precisions, which the same runs of PyTorch are compared with."""
 
-    def __init__(self, models: Sequence[Model], slide: BenchSlide, folder: Path) -> None:
-        self.models = [_Prepared(model, slide, folder / model.card.precision) for model in models]
+    def __init__(self, models: Sequence[Model], slide: BenchSlide, folder: Path, device: Device) -> None:
+        self.models = [_Prepared(model, slide, folder / model.card.precision, device) for model in models]
+        self._device: Device = device
         self._architecture = models[0].architecture
         self._slide, self._folder = slide, folder
         # PyTorch is slower: about half as many in a second.
@@ -144,9 +153,16 @@ class _Network:
         spec = {
             "slide": str(self._slide.path), "centers_l0": centers.tolist(),
             "side_l0": self._slide.side_l0()[0], "backbone": self._architecture,
-            "channels_last": channels_last, "batch_size": BATCH_SIZE, "threads": cores_allowed(),
+            "channels_last": channels_last, "batch_size": batch_size(self._device),
+            "threads": cores_allowed(), "device": self._device,
+            "half": channels_last and self._device == "cuda",
         }  # fmt: skip
         return _rate(run_module("stinfer_export.bench.torch_pipeline", spec, self._folder))
+
+
+def batch_size(device: Device) -> int:
+    """Return how many patches ONNX Runtime alone and PyTorch encode at a time."""
+    return PATCHES_ON_GPU if device == "cuda" else _BATCH_SIZE
 
 
 def _rate(found: dict[str, Any]) -> float:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from stinfer.contract import MODEL_INPUT, U8
+from stinfer.gpu import CPU, CUDA, providers
 from stinfer.onnx_runtime import ort
 
 
@@ -23,8 +24,9 @@ def run(spec: dict[str, Any]) -> dict[str, float]:
 
     Parameters
     ----------
-    spec : `model`, `outputs`, `threads`, and `batches`, a `.npz` of uint8 (n, height, width, 3); a batch is
-        encoded `repeats` times, by `callers` at the same time, or by one; these share the `threads`
+    spec : `model`, `outputs`, `threads`, `device`, by default ``cpu``, and `batches`, a `.npz` of uint8 (n,
+        height, width, 3); a batch is encoded `repeats` times, by `callers` at the same time, or by one; these
+        share the `threads`
 
     Returns
     -------
@@ -34,7 +36,8 @@ def run(spec: dict[str, Any]) -> dict[str, float]:
     options = ort.SessionOptions()
     options.intra_op_num_threads = spec["threads"] - n_callers + 1
     options.log_severity_level = 4
-    session = ort.InferenceSession(spec["model"], options, providers=["CPUExecutionProvider"])
+    chosen = providers(CUDA if spec.get("device") == "cuda" else CPU)
+    session = ort.InferenceSession(spec["model"], options, providers=chosen)
     with np.load(spec["batches"]) as stored:
         batches = [stored[name] for name in stored.files]
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from stinfer.bank import Bank
 from stinfer.bench import Spread
+from stinfer.encoder import Device
 from stinfer.neighbors import recall
 from stinfer.open_bank import HELD_BYTES
 from stinfer_export.bench.child import run_module
@@ -51,6 +52,7 @@ def measure(
     say: Callable[[str], None],
     *,
     annoy_up_to: int,
+    device: Device = "cpu",
 ) -> Iterator[Case]:
     """Measure banks, one after the other; exact and Annoy in turn.
 
@@ -62,6 +64,7 @@ def measure(
     folder : for the banks
     say : told what is going on
     annoy_up_to : numbers of all references together, up to which an index is built, which takes minutes
+    device : ``cpu``, or ``cuda``, where the exact search then runs
     """
     for n_refs, n_numbers in sizes:
         say(f"{n_refs:,} references of {n_numbers} numbers")
@@ -76,7 +79,8 @@ def measure(
         for _ in range(n_rounds):
             for way in ways:
                 spec = {
-                    "bank": str(path), "search": way, "queries": str(folder / "queries.npy"), "k": K,
+                    "bank": str(path), "device": device, "search": way, "k": K,
+                    "queries": str(folder / "queries.npy"),
                     "seconds": SECONDS, "neighbors": str(folder / f"{way}.npz"),
                 }  # fmt: skip
                 runs[way].append(run_module("stinfer_export.bench.search_child", spec, folder))

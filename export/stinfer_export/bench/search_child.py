@@ -25,8 +25,8 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
 
     Parameters
     ----------
-    spec : `bank`, `search`, `queries` (a `.npy` of (n, dim)), `k`, `seconds`, and `neighbors`, where to keep
-        what was found
+    spec : `bank`, `device`, `search`, `queries` (a `.npy` of (n, dim)), `k`, `seconds`, and `neighbors`,
+        where to keep what was found
 
     Returns
     -------
@@ -39,7 +39,7 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
 
 def _measured(spec: dict[str, Any]) -> dict[str, Any]:
     start = time.perf_counter()
-    opened = OpenBank(spec["bank"], device="cpu", threads=None, search=spec["search"])
+    opened = OpenBank(spec["bank"], device=spec["device"], threads=None, search=spec["search"])
     expression = opened.expression
     queries = np.load(spec["queries"])
     opened.searcher.query(queries[:1], spec["k"])

@@ -64,7 +64,8 @@ def run(spec: dict[str, Any]) -> dict[str, float]:
 
     Parameters
     ----------
-    spec : `slide`, `centers_l0`, `side_l0`, `backbone`, `channels_last`, `batch_size`, `threads`
+    spec : `slide`, `centers_l0`, `side_l0`, `backbone`, `channels_last`, `batch_size`, `threads`, `device`,
+        and `half`, whether in half precision
 
     Returns
     -------
@@ -74,7 +75,8 @@ def run(spec: dict[str, Any]) -> dict[str, float]:
     known = resolve(spec["backbone"])
     network = timm.create_model(known.name, pretrained=False, num_classes=0).eval()
     layout = torch.channels_last if spec["channels_last"] else torch.contiguous_format
-    network = network.to(memory_format=layout)
+    kind = torch.float16 if spec["half"] else torch.float32
+    network = network.to(spec["device"], kind).to(memory_format=layout)
     size = (known.input_size_px, known.input_size_px)
     transform = transforms.Compose(
         [transforms.Resize(size), transforms.ToTensor(), transforms.Normalize(known.mean, known.std)]
@@ -83,13 +85,20 @@ def run(spec: dict[str, Any]) -> dict[str, float]:
     corners = [(round(x - side / 2), round(y - side / 2)) for x, y in spec["centers_l0"]]
     n = 0
     with torch.inference_mode():
-        network(torch.zeros(spec["batch_size"], 3, *size).contiguous(memory_format=layout))
+        nothing = torch.zeros(spec["batch_size"], 3, *size, device=spec["device"], dtype=kind)
+        network(nothing.contiguous(memory_format=layout)).cpu()
         start = time.perf_counter()
         patches = SlidePatches(spec["slide"], corners, side, transform)
-        loader = DataLoader(patches, batch_size=spec["batch_size"], num_workers=spec["threads"])
+        loader = DataLoader(
+            patches,
+            batch_size=spec["batch_size"],
+            num_workers=spec["threads"],
+            pin_memory=spec["device"] == "cuda",
+        )
         found = []
         for batch in loader:
-            found.append(network(batch.contiguous(memory_format=layout)).numpy())
+            there = batch.to(spec["device"], kind, non_blocking=True).contiguous(memory_format=layout)
+            found.append(network(there).float().cpu().numpy())
             n += len(batch)
         seconds = time.perf_counter() - start
     if not np.isfinite(np.concatenate(found)).all():

@@ -159,7 +159,7 @@ class Evaluator:
         *,
         device: Device = "auto",
         threads: int | None = None,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         progress: Progress | None = None,
     ) -> None:
         self._sections: dict[str, Section] = {}

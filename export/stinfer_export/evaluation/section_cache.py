@@ -40,7 +40,7 @@ class SectionCache:
     folder : of the files; made when the first is written
     plan : of the bank
     encoders : backbones, nothing projected
-    batch_size : patches encoded at a time
+    batch_size : patches encoded at a time; None for what suits the encoders
     notices : told what is dropped
     progress : called with what is done, how much there is, and of what
     """
@@ -48,7 +48,7 @@ class SectionCache:
     folder: Path
     plan: BankPlan
     encoders: EncoderStack
-    batch_size: int
+    batch_size: int | None
     notices: Notices
     progress: Progress | None
     _images: dict[Path, str] = field(default_factory=dict)
