@@ -32,6 +32,7 @@ from stinfer.errors import (
 from stinfer.gpu import CPU, CUDA, IN_TURN, MAX_FEEDERS, PATCHES_ON_GPU, is_installed, providers
 from stinfer.machine import cores_allowed
 from stinfer.onnx_guard import find_forbidden
+from stinfer.onnx_outputs import keep_outputs
 from stinfer.onnx_runtime import ORT_ERRORS, SHARED_MEMORY, keep_sums_exact, ort
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -99,7 +100,7 @@ class Encoder:
         threads = threads or cores_allowed()
         self.n_workers = min(threads, MAX_WORKERS if pooling == "patch" else MAX_REGION_WORKERS)
         # The threads that encode are not of the session's own, and share these.
-        self._session = _load(model, source, wanted, threads - self.n_workers + 1, large=pooling == "map")
+        self._session = _load(model, source, wanted, threads - self.n_workers + 1, pooling)
         # ONNX Runtime falls back to the CPU without an error: what counts is what the session has.
         self.provider = str(self._session.get_providers()[0])
         if wanted == CUDA and self.provider != CUDA:
@@ -114,7 +115,7 @@ class Encoder:
         self._head: ort.InferenceSession | None = None
         if self.card.map_traits is not None and self.card.map_traits.head:
             # It is small, and one thread gives the same bits on every machine.
-            self._head = _load(self.card.map_traits.head, f"{source}, its head", CPU, 1)
+            self._head = _load(self.card.map_traits.head, f"{source}, its head", CPU, 1, "patch")
             given = sorted(item.name for item in self._head.get_inputs())
             if given != [HEAD_INPUT]:
                 raise ModelFormatError(source, f"its head takes {given}, expected {HEAD_INPUT}")
@@ -203,7 +204,7 @@ class Encoder:
         nothing = np.zeros((1, side_px, side_px, 3), dtype=np.uint8)
         # Where this fails, memory is kept, and that is all.
         with contextlib.suppress(*ORT_ERRORS):
-            self._session.run([MODEL_FEATURES], {MODEL_INPUT: nothing}, options)
+            self._session.run(None, {MODEL_INPUT: nothing}, options)
 
     @property
     def on_gpu(self) -> bool:
@@ -241,9 +242,7 @@ def _filled_up(pixels: U8) -> U8:
     return filled
 
 
-def _load(
-    model: bytes, source: str, provider: str, threads: int, *, large: bool = False
-) -> ort.InferenceSession:
+def _load(model: bytes, source: str, provider: str, threads: int, pooling: Pooling) -> ort.InferenceSession:
     options = ort.SessionOptions()
     try:
         forbidden = find_forbidden(model)
@@ -257,7 +256,9 @@ def _load(
     options.add_session_config_entry(SHARED_MEMORY, "1")
     # Threads that wait busily for what to encode next keep the cores from what reads, searches and averages.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if large:
+    # Patches need the embedding alone, maps all but that.
+    model = keep_outputs(model, lambda name: (name == MODEL_EMBEDDING) == (pooling == "patch"))
+    if pooling == "map":
         # Regions differ in size: a plan of memory for each size would double what is held.
         options.enable_mem_pattern = False
     # Else bytes that begin as ONNX Runtime's own format are loaded as that, unseen by the guard.
@@ -283,7 +284,7 @@ def _read_card(session: ort.InferenceSession, source: str) -> ModelCard:
         raise ModelFormatError(source, f"its metadata cannot be read: {error}") from error
     inputs = {item.name: (item.type, item.shape) for item in session.get_inputs()}
     outputs = {item.name for item in session.get_outputs()}
-    if set(inputs) != {MODEL_INPUT} or MODEL_EMBEDDING not in outputs:
+    if set(inputs) != {MODEL_INPUT} or not outputs & {MODEL_EMBEDDING, MODEL_FEATURES}:
         cause = (
             f"it takes {sorted(inputs)} and gives {sorted(outputs)}, "
             f"expected {MODEL_INPUT} and {MODEL_EMBEDDING}"

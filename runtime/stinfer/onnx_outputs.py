@@ -21,6 +21,8 @@ _NODE_INPUT, _NODE_OUTPUT, _ATTRIBUTE = 1, 2, 5
 _INNER_GRAPHS = (6, 11)
 # Of an initializer, and of an output.
 _TENSOR_NAME, _VALUE_NAME = 8, 1
+# Of a larger file, a second copy takes more than it saves, unless that is much smaller.
+_LARGE_BYTES, _SMALLER = 200 << 20, 0.9
 
 
 def keep_outputs(model: bytes, is_wanted: Callable[[str], bool]) -> bytes:
@@ -46,7 +48,8 @@ def keep_outputs(model: bytes, is_wanted: Callable[[str], bool]) -> bytes:
         if not wanted or wanted == outputs:
             return model
         parts += message_field(_GRAPH, _kept(field.content, wanted))
-    return b"".join(parts)
+    n_bytes = sum(map(len, parts))
+    return model if len(model) > _LARGE_BYTES and n_bytes > _SMALLER * len(model) else b"".join(parts)
 
 
 def output_names(graph: memoryview) -> list[str]:

@@ -96,7 +96,7 @@ def _plan(**changes):
 
 def _cells_by_hand(image, model):
     """Encode the section at once, amid white; (n_rows, n_columns, channels)."""
-    encoder = Encoder(model.read_bytes(), "by hand", device="cpu")
+    encoder = Encoder(model.read_bytes(), "by hand", pooling="map", device="cpu")
     traits = encoder.card.map_traits
     n_rows, n_columns = math.ceil(HEIGHT_PX / STRIDE_PX), math.ceil(WIDTH_PX / STRIDE_PX)
     # A cell sees what lies `offset` beyond its own middle: the one that sees its own pixels' middle begins

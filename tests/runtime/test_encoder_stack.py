@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 
 from stinfer.bank import Bank
-from stinfer.contract import F32, U8, MapTraits, ModelCard
+from stinfer.contract import F32, U8, MapTraits, ModelCard, Pooling
 from stinfer.encoder import Encoder
 from stinfer.encoder_stack import EncoderStack, Member
 from stinfer.errors import ModelFormatError, SettingError
@@ -27,8 +28,8 @@ CELL_PX = 4
 SEEN_PX = {"x": (8, -2), "y": (10, -3)}
 
 
-def opened(model: bytes) -> Encoder:
-    return Encoder(model, "m.onnx", pooling="map", device="cpu", threads=1)
+def opened(model: bytes, pooling: Pooling = "map") -> Encoder:
+    return Encoder(model, "m.onnx", pooling=pooling, device="cpu", threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +38,18 @@ def leaning() -> Encoder:
 
 
 @pytest.fixture(scope="module")
+def leaning_patch() -> Encoder:
+    return opened((DATA / "leaning_cells.onnx").read_bytes(), "patch")
+
+
+@pytest.fixture(scope="module")
 def mean() -> Encoder:
     return opened(Bank.open(DATA / "board_map.h5").models()[0])
+
+
+@pytest.fixture(scope="module")
+def mean_patch() -> Encoder:
+    return opened(Bank.open(DATA / "board_map.h5").models()[0], "patch")
 
 
 @pytest.fixture(scope="module")
@@ -135,15 +146,15 @@ def test_a_slide_of_odd_sides_is_white_beyond_its_edge_in_every_orientation(lean
     np.testing.assert_allclose(found, np.mean(turned_slides(whole, 8), axis=0), rtol=1e-5)
 
 
-def test_a_patch_is_seen_in_every_orientation(leaning: Encoder) -> None:
+def test_a_patch_is_seen_in_every_orientation(leaning_patch: Encoder) -> None:
     patches = noise(24, 12).reshape(2, 12, 12, 3)
     turned = [patches, patches[:, ::-1], patches[:, :, ::-1], patches[:, ::-1, ::-1]]
     for n in (4, 8):
         views = turned if n == 4 else [*turned, *(view.transpose(0, 2, 1, 3) for view in turned)]
-        expected = np.mean([leaning.embed(np.ascontiguousarray(view)) for view in views], axis=0)
-        found = EncoderStack([Member(leaning, orientations=n)], "patch").embed([patches])
+        expected = np.mean([leaning_patch.embed(np.ascontiguousarray(view)) for view in views], axis=0)
+        found = EncoderStack([Member(leaning_patch, orientations=n)], "patch").embed([patches])
         np.testing.assert_allclose(found, expected, rtol=1e-6)
-        assert np.abs(found - leaning.embed(patches)).max() > 0.1
+        assert np.abs(found - leaning_patch.embed(patches)).max() > 0.1
 
 
 # --- scales ---------------------------------------------------------------------------------------
@@ -221,12 +232,14 @@ def test_three_members_of_other_orientations_and_scales(
     np.testing.assert_allclose(map_of(pixels, members, region_px), np.concatenate(parts, axis=2), rtol=1e-5)
 
 
-def test_patches_of_each_members_own_size_become_one_embedding(leaning: Encoder, mean: Encoder) -> None:
+def test_patches_of_each_members_own_size_become_one_embedding(
+    leaning_patch: Encoder, mean_patch: Encoder
+) -> None:
     large, small = noise(12, 12)[np.newaxis], noise(8, 8)[np.newaxis]
-    stack = EncoderStack([Member(leaning), Member(mean)], "patch")
+    stack = EncoderStack([Member(leaning_patch), Member(mean_patch)], "patch")
     assert stack.widths == (2, 3)
     found = stack.embed([large, small])
-    np.testing.assert_allclose(found[:, :2], leaning.embed(large))
+    np.testing.assert_allclose(found[:, :2], leaning_patch.embed(large))
     np.testing.assert_allclose(found[0, 2:], small[0].mean(axis=(0, 1)), rtol=1e-6)
 
 
@@ -243,16 +256,17 @@ def test_each_member_turns_its_own_part_of_the_means(mean: Encoder, headed: Enco
 # --- projection -----------------------------------------------------------------------------------
 
 
-def test_cells_and_patches_are_projected(leaning: Encoder) -> None:
+def test_cells_and_patches_are_projected(leaning: Encoder, leaning_patch: Encoder) -> None:
     pixels = noise(64, 80)
     projection = np.array([[1, 0.5, -1], [0, 2, 1]], dtype=np.float32)
     member = Member(leaning, orientations=4, projection=projection)
-    assert EncoderStack([member], "map").widths == EncoderStack([member], "patch").widths == (3,)
+    of_patches = replace(member, encoder=leaning_patch)
+    assert EncoderStack([member], "map").widths == EncoderStack([of_patches], "patch").widths == (3,)
     expected = np.mean(turned_slides(pixels, 4), axis=0) @ projection
     np.testing.assert_allclose(map_of(pixels, [member], 20), expected, rtol=1e-4, atol=1e-3)
     patches = noise(12, 12)[np.newaxis]
-    whole = EncoderStack([Member(leaning, orientations=4)], "patch").embed([patches])
-    found = EncoderStack([member], "patch").embed([patches])
+    whole = EncoderStack([Member(leaning_patch, orientations=4)], "patch").embed([patches])
+    found = EncoderStack([of_patches], "patch").embed([patches])
     np.testing.assert_allclose(found, whole @ projection, rtol=1e-5)
 
 

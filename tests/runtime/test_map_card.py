@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from stinfer.bank import Bank
-from stinfer.contract import MapTraits, ModelCard, moment_outputs
+from stinfer.contract import MapTraits, ModelCard, Pooling, moment_outputs
 from stinfer.encoder import Encoder
 from stinfer.encoder_stack import map_traits
 from stinfer.errors import ModelFormatError
@@ -64,8 +64,8 @@ def with_props(model: bytes, **changed: str | None) -> bytes:
     return kept + b"".join(text(_PROPS_FIELD, text(1, k) + text(2, v)) for k, v in pairs)
 
 
-def opened(model: bytes) -> Encoder:
-    return Encoder(model, "m.onnx", pooling="map", device="cpu", threads=1)
+def opened(model: bytes, pooling: Pooling = "map") -> Encoder:
+    return Encoder(model, "m.onnx", pooling=pooling, device="cpu", threads=1)
 
 
 # --- the card -------------------------------------------------------------------------------------
@@ -200,7 +200,8 @@ def test_moments_follow_the_features() -> None:
     assert encoder.window_dim == 6
     means = np.arange(12, dtype=np.float32).reshape(2, 6)
     assert encoder.from_means(means) is means
-    np.testing.assert_allclose(encoder.embed(pixels), pixels.mean(axis=(1, 2)), rtol=1e-5)
+    embeddings = opened(SQUARES, "patch").embed(pixels)
+    np.testing.assert_allclose(embeddings, pixels.mean(axis=(1, 2)), rtol=1e-5)
 
 
 @pytest.mark.parametrize("moments", ["4", "2", "30"])
@@ -251,7 +252,7 @@ def test_an_embedding_of_pixels_is_the_head_of_their_mean() -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (3, 16, 8, 3), dtype=np.uint8)
     encoder = opened(HEADED)
     means = encoder.features(pixels).mean(axis=(2, 3))
-    np.testing.assert_allclose(encoder.from_means(means), encoder.embed(pixels), rtol=1e-5)
+    np.testing.assert_allclose(encoder.from_means(means), opened(HEADED, "patch").embed(pixels), rtol=1e-5)
 
 
 def test_a_head_that_gives_no_embedding_is_refused() -> None:

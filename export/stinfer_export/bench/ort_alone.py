@@ -16,6 +16,7 @@ import numpy as np
 
 from stinfer.contract import MODEL_INPUT, U8
 from stinfer.gpu import CPU, CUDA, providers
+from stinfer.onnx_outputs import keep_outputs
 from stinfer.onnx_runtime import ort
 
 
@@ -37,7 +38,9 @@ def run(spec: dict[str, Any]) -> dict[str, float]:
     options.intra_op_num_threads = spec["threads"] - n_callers + 1
     options.log_severity_level = 4
     chosen = providers(CUDA if spec.get("device") == "cuda" else CPU)
-    session = ort.InferenceSession(spec["model"], options, providers=chosen)
+    # What a run leaves out is left out here too.
+    model = keep_outputs(Path(spec["model"]).read_bytes(), lambda name: name in spec["outputs"])
+    session = ort.InferenceSession(model, options, providers=chosen)
     with np.load(spec["batches"]) as stored:
         batches = [stored[name] for name in stored.files]
 
