@@ -212,14 +212,15 @@ class StoredAverager:
             part = slice(first, first + step)
             n = int(lengths[part].sum())
             columns = self._scratch.empty("columns", (n,), np.intp)
-            values = self._scratch.empty("values", (n,), np.float64)
             np.concatenate([one for one, _ in rows[part]], out=columns)
-            np.concatenate([one for _, one in rows[part]], out=values)
-            weighted = np.repeat(weights[part], lengths[part])
-            weighted *= values
+            weighted = self._scratch.empty("weighted", (n,), np.float64)
+            pieces = np.split(weighted, np.cumsum(lengths[part])[:-1])
+            for piece, (_, values), weight in zip(pieces, rows[part], weights[part], strict=True):
+                np.multiply(values, weight, out=piece, dtype=np.float64)
             sums += np.bincount(columns, weights=weighted, minlength=width)
             if self._middle is not None:
-                weighted *= values
+                for piece, (_, values) in zip(pieces, rows[part], strict=True):
+                    piece *= values
                 of_squares += np.bincount(columns, weights=weighted, minlength=width)
         if self._middle is None:
             return [sums]
