@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from importlib.resources import files
 from pathlib import Path
 
 import h5py
@@ -17,7 +18,7 @@ from stinfer.gpu import CUDA, PATCHES_ON_GPU, is_installed
 from stinfer.gpu_search import GpuSearch
 from stinfer.neighbors import ExactSearch
 from stinfer.open_bank import OpenBank
-from stinfer.self_test import built_in_patch, open_self_test, run_self_test
+from stinfer.self_test import MODEL, built_in_patch, open_self_test, run_self_test
 from stinfer.stored_array import StoredArray
 
 DATA = Path(__file__).parents[1] / "data"
@@ -97,8 +98,11 @@ def test_threads_that_encode_at_once_get_their_own(both, tissue):
 
 
 @pytest.mark.parametrize("size_px", [(512, 256), (1024, 768), (256, 512)])
-def test_cells_are_those_of_the_cpu(both, size_px):
-    on_cuda, on_cpu = both
+def test_cells_are_those_of_the_cpu(size_px):
+    model = (files("stinfer") / "data" / MODEL).read_bytes()
+    on_cuda, on_cpu = (
+        Encoder(model, MODEL, pooling="map", device=device, threads=2) for device in ("cuda", "cpu")
+    )
     region = built_in_patch(1024)[np.newaxis, : size_px[0], : size_px[1]]
     found = on_cuda.features(region)
     assert difference(found, on_cpu.features(region)) < TOLERANCE
