@@ -163,9 +163,10 @@ def test_projecting_cells_then_averaging_is_averaging_then_projecting(
     np.testing.assert_allclose(before, after, rtol=1e-5, atol=1e-5)
 
 
-def test_every_member_gets_the_same_field_of_view_in_its_own_size(encoders: EncoderStack) -> None:
-    leaning = Encoder((DATA / "leaning_cells.onnx").read_bytes(), "m.onnx", device="cpu", threads=1)
-    stack = EncoderStack([*encoders.members, Member(leaning, orientations=4)], "patch")
+def test_every_member_gets_the_same_field_of_view_in_its_own_size() -> None:
+    models = (*Bank.open(DATA / "board_map.h5").models(), (DATA / "leaning_cells.onnx").read_bytes())
+    mean, leaning = (Encoder(model, "m.onnx", device="cpu", threads=1) for model in models)
+    stack = EncoderStack([Member(mean), Member(leaning, orientations=4)], "patch")
     view = FieldOfView("patch", (150.0,), "square", 150 / 8)
     centers = np.random.default_rng(4).uniform(100, 260, (7, 2))
     with open_slide(DATA / "board.png", 5.0) as slide:
