@@ -6,12 +6,7 @@ OpenSlide and Pillow, and never torch, onnx or a network.
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
-
-# Told before numpy loads it: OpenBLAS's threads wait busily after every product, 0.05 s on the cores that
-# encode, and where a sum is cut would depend on how many there are.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 __version__ = "0.1.0"
 
