@@ -32,6 +32,8 @@ MAP_FORMAT_VERSION = 2
 CHECKPOINT_FORMAT_VERSION = 1
 
 MODEL_INPUT = "pixels"
+# Of what a model says of itself: known before it is loaded.
+PRECISION_KEY = "stinfer.precision"
 MODEL_EMBEDDING = "embedding"
 MODEL_FEATURES = "features"
 
@@ -125,7 +127,7 @@ class ModelCard:
             "stinfer.channels": str(self.channels),
             "stinfer.stride": str(self.stride),
             "stinfer.checkpoint_sha256": self.checkpoint_sha256,
-            "stinfer.precision": self.precision,
+            PRECISION_KEY: self.precision,
             **({"stinfer.fp32_sha256": self.fp32_sha256} if self.fp32_sha256 else {}),
             **({"stinfer.moments": " ".join(map(str, self.moments))} if self.moments else {}),
             **traits,
@@ -156,7 +158,7 @@ class ModelCard:
             channels=int(props["stinfer.channels"]),
             stride=int(props["stinfer.stride"]),
             checkpoint_sha256=props["stinfer.checkpoint_sha256"],
-            precision=props["stinfer.precision"],
+            precision=props[PRECISION_KEY],
             moments=_read_moments(props),
             fp32_sha256=props.get("stinfer.fp32_sha256", ""),
             **_read_traits(props),

@@ -14,6 +14,7 @@ from stinfer.contract import (
     MODEL_EMBEDDING,
     MODEL_FEATURES,
     MODEL_INPUT,
+    PRECISION_KEY,
     U8,
     AnyArray,
     ModelCard,
@@ -31,7 +32,7 @@ from stinfer.errors import (
 )
 from stinfer.gpu import CPU, CUDA, IN_TURN, MAX_FEEDERS, PATCHES_ON_GPU, is_installed, providers
 from stinfer.machine import cores_allowed
-from stinfer.onnx_guard import find_forbidden
+from stinfer.onnx_guard import find_forbidden, read_metadata
 from stinfer.onnx_outputs import keep_outputs
 from stinfer.onnx_runtime import ORT_ERRORS, SHARED_MEMORY, keep_sums_exact, ort
 
@@ -246,7 +247,10 @@ def _load(model: bytes, source: str, provider: str, threads: int, pooling: Pooli
     options = ort.SessionOptions()
     try:
         forbidden = find_forbidden(model)
+        half = read_metadata(model).get(PRECISION_KEY) == "fp16"
         keep_sums_exact(options, model)
+        # Patches need the embedding alone, maps all but that.
+        model = keep_outputs(model, lambda name: (name == MODEL_EMBEDDING) == (pooling == "patch"))
     except ValueError as error:
         raise ModelFormatError(source, f"it is no ONNX file: {error}") from error
     if forbidden:
@@ -256,15 +260,12 @@ def _load(model: bytes, source: str, provider: str, threads: int, pooling: Pooli
     options.add_session_config_entry(SHARED_MEMORY, "1")
     # Threads that wait busily for what to encode next keep the cores from what reads, searches and averages.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # Patches need the embedding alone, maps all but that.
-    model = keep_outputs(model, lambda name: (name == MODEL_EMBEDDING) == (pooling == "patch"))
     if pooling == "map":
         # Regions differ in size: a plan of memory for each size would double what is held.
         options.enable_mem_pattern = False
     # Else bytes that begin as ONNX Runtime's own format are loaded as that, unseen by the guard.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     try:
-        half = provider == CUDA and b"stinfer.precision\x12\x04fp16" in model
         session = ort.InferenceSession(model, options, providers=providers(provider, half=half))
     except ORT_ERRORS as error:
         raise ModelFormatError(source, f"ONNX Runtime cannot load it: {first_line(error)}") from error

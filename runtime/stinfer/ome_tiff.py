@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 _TILE_PX = 256
+# Channels; viewers list them all.
+MAX_GENES = 256
 # A plane with a longer side than this gets smaller copies, down to one that has none.
 _FLAT_LIMIT_PX = 1024
 # Offsets of classic TIFF have 32 bits; what is left is for the directories of a few thousand channels.
@@ -122,6 +124,30 @@ def write_ome_tiff(path: Path, image: GridImage, *, slide_name: str, bank_name: 
             for k, level in enumerate(levels[1:], start=1):
                 resolution = (per_cm / 2**k, per_cm / 2**k)
                 tiff.write(level, resolution=resolution, subfiletype=1, **common)
+
+
+def refuse_impossible_image(n_genes: int, *, is_grid: bool) -> None:
+    """Refuse an image that cannot be written, before the hour of encoding.
+
+    Parameters
+    ----------
+    n_genes : channels it would have
+    is_grid : whether the places are those of a grid
+
+    Raises
+    ------
+    SettingError
+        They are not, or there are too many channels.
+    ExtraMissingError
+        tifffile is not installed.
+    """
+    if not is_grid:
+        what = "--ome-tiff is an image of a grid, and --spots gives places that are none"
+        raise SettingError(what, "leave out one of them")
+    if n_genes > MAX_GENES:
+        what = f"--ome-tiff would have {n_genes} channels, more than {MAX_GENES}"
+        raise SettingError(what, "choose genes with --genes")
+    import_tifffile()
 
 
 def import_tifffile() -> ModuleType:

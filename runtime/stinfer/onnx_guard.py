@@ -34,6 +34,8 @@ _OPERATOR = 4
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14
 # Of a model: operators that are made of others, and may bear the name of one of ONNX's.
 _FUNCTION = 25
+# Of a model: what it says of itself; a name and its text.
+_METADATA = 14
 
 
 def find_forbidden(model: bytes) -> str | None:
@@ -67,6 +69,16 @@ def uses_operator(model: bytes, name: str) -> bool:
         kind == "node" and field.number == _OPERATOR and field.content == name.encode()
         for kind, field in _walk(model)
     )
+
+
+def read_metadata(model: bytes) -> dict[str, str]:
+    """Return what a model says of itself, name by name; raises as `find_forbidden`."""
+    found = {}
+    for field in iter_fields(memoryview(model)):
+        if field.number == _METADATA:
+            entry = {part.number: str(part.content, "utf-8") for part in iter_fields(field.content)}
+            found[entry.get(1, "")] = entry.get(2, "")
+    return found
 
 
 def _walk(model: bytes) -> Iterator[tuple[str, Field]]:

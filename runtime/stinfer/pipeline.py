@@ -27,7 +27,7 @@ from stinfer.lock import locked
 from stinfer.map_file import MapFile
 from stinfer.neighbor_file import NeighborFile
 from stinfer.neighbors import SearchChoice
-from stinfer.ome_tiff import import_tifffile, write_ome_tiff
+from stinfer.ome_tiff import refuse_impossible_image, write_ome_tiff
 from stinfer.open_bank import OpenBank
 from stinfer.outputs import Outputs, PredictionResult, default_output, picture_path
 from stinfer.picture import draw_gene_map
@@ -52,9 +52,6 @@ from stinfer.slide import Slide
 from stinfer.stage_clock import StageClock, timed
 from stinfer.stand_in import refuse_disagreement
 from stinfer.subject import open_subject
-
-# Channels of an OME-TIFF; viewers list them all.
-MAX_OME_GENES = 256
 
 P = ParamSpec("P")
 
@@ -374,7 +371,7 @@ def _refuse_impossible(
         what = f"--intervals: bank {bank.path} was built before there were any"
         raise SettingError(what, "leave it out, or build the bank again")
     if to.ome_tiff is not None:
-        _check_ome_tiff(len(chosen), spots)
+        refuse_impossible_image(len(chosen), is_grid=spots is None)
     if to.map is not None and bank.settings.pooling != "map":
         what = f"--save-map: bank {bank.path} encodes patches, and makes no map"
         raise SettingError(what, "leave it out, or build the bank with --pooling map")
@@ -392,13 +389,3 @@ def _check_count(name: str, value: object) -> None:
     if value is not None and (not isinstance(value, int) or value < 1):
         what = f"{name} is {value!r}"
         raise SettingError(what, "give a whole number of at least 1")
-
-
-def _check_ome_tiff(n_genes: int, spots: str | Path | None) -> None:
-    if spots is not None:
-        what = "--ome-tiff is an image of a grid, and --spots gives places that are none"
-        raise SettingError(what, "leave out one of them")
-    if n_genes > MAX_OME_GENES:
-        what = f"--ome-tiff would have {n_genes} channels, more than {MAX_OME_GENES}"
-        raise SettingError(what, "choose genes with --genes")
-    import_tifffile()  # a missing package is told before the hour of encoding

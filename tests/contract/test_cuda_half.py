@@ -16,8 +16,8 @@ from stinfer import h5ad
 from stinfer.bank import Bank
 from stinfer.contract import MapTraits, ModelCard
 from stinfer.encoder import Encoder
-from stinfer.gpu import CUDA, is_installed
-from stinfer.self_test import built_in_patch, open_self_test
+from stinfer.gpu import CUDA
+from stinfer.self_test import built_in_patch
 from stinfer_export.precision.half import to_half
 from stinfer_export.precision.lower import write_fp16
 
@@ -26,14 +26,7 @@ N_CHANNELS = (32, 64, 128)
 DIM = N_CHANNELS[-1]
 
 
-def _missing() -> str:
-    if not is_installed():
-        return "this ONNX Runtime has no CUDA"
-    return open_self_test("auto", threads=1).fallback
-
-
-REASON = _missing()
-pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON or "CUDA works")
+pytestmark = pytest.mark.cuda
 
 
 def write_network(path):

@@ -8,6 +8,9 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from stinfer.encoder import Encoder
+from stinfer.errors import ModelFormatError
+from stinfer.onnx_guard import read_metadata
 from stinfer.onnx_outputs import keep_outputs
 
 
@@ -79,3 +82,13 @@ def test_where_all_or_none_are_wanted_the_file_is_as_it_was(is_wanted) -> None:
 def test_what_is_no_message_is_refused() -> None:
     with pytest.raises(ValueError, match="cut short"):
         keep_outputs(two_outputs().SerializeToString()[:-3], lambda name: name == "embedding")
+
+
+def test_an_output_whose_name_is_no_text_makes_no_model() -> None:
+    model = two_outputs().SerializeToString().replace(b"features", b"feature\xff")
+    with pytest.raises(ModelFormatError, match=r"m\.onnx.*no ONNX file"):
+        Encoder(model, "m.onnx", device="cpu")
+
+
+def test_what_a_model_says_of_itself_is_read() -> None:
+    assert read_metadata(two_outputs().SerializeToString()) == {"stinfer.dim": "2"}

@@ -155,7 +155,8 @@ def test_things_meanwhile_are_done_one_after_the_other_and_none_is_begun_after_t
             also(slow)
             also(lambda: done.append(2))
             waiting.wait(10)
-            raise RuntimeError("the block's")  # noqa: EM101
+            msg = "the block's"
+            raise RuntimeError(msg)
 
     with pytest.raises(RuntimeError, match="the block's"):
         block()

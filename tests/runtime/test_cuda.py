@@ -14,7 +14,7 @@ from PIL import Image
 import stinfer
 from stinfer import gpu_search, h5ad
 from stinfer.encoder import Encoder
-from stinfer.gpu import CUDA, PATCHES_ON_GPU, is_installed
+from stinfer.gpu import CUDA, PATCHES_ON_GPU
 from stinfer.gpu_search import GpuSearch
 from stinfer.neighbors import ExactSearch
 from stinfer.open_bank import OpenBank
@@ -30,14 +30,7 @@ MPP = {"patch": 5.0, "map": 10.0}
 TOLERANCE = 5e-4
 
 
-def _missing() -> str:
-    if not is_installed():
-        return "this ONNX Runtime has no CUDA"
-    return open_self_test("auto", threads=1).fallback
-
-
-REASON = _missing()
-pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON or "CUDA works")
+pytestmark = pytest.mark.cuda
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 import stinfer
-from stinfer import ome_tiff, open_bank, pipeline
+from stinfer import ome_tiff, open_bank
 from stinfer.errors import (
     ExtraMissingError,
     MapForeignError,
@@ -347,14 +347,13 @@ def test_an_image_that_cannot_be_is_refused_before_anything_is_encoded(
     with pytest.raises(SettingError, match="--spots gives places that are none"):
         stinfer.predict_slide(board, BANK, spots=spots, **arguments)
     with monkeypatch.context() as patched:
-        patched.setattr(pipeline, "MAX_OME_GENES", 2)
+        patched.setattr(ome_tiff, "MAX_GENES", 2)
         with pytest.raises(SettingError, match="3 channels, more than 2"):
             stinfer.predict_slide(board, BANK, **arguments)
     monkeypatch.setitem(sys.modules, "tifffile", None)
     with pytest.raises(ExtraMissingError, match="tifffile"):
         stinfer.predict_slide(board, BANK, **arguments)
     assert [path.name for path in tmp_path.iterdir()] == ["spots.csv"]
-    assert ome_tiff.import_tifffile is pipeline.import_tifffile
 
 
 def test_a_map_of_any_name_is_known_by_what_it_holds(tmp_path: Path, saved: Path) -> None:
