@@ -34,7 +34,7 @@ from stinfer.gpu import CPU, CUDA, IN_TURN, MAX_FEEDERS, PATCHES_ON_GPU, is_inst
 from stinfer.machine import cores_allowed
 from stinfer.onnx_guard import find_forbidden, read_metadata
 from stinfer.onnx_outputs import keep_outputs
-from stinfer.onnx_runtime import ORT_ERRORS, SHARED_MEMORY, keep_sums_exact, ort
+from stinfer.onnx_runtime import ORT_ERRORS, SHARED_MEMORY, ort, suit_eight_bits
 
 Device = Literal["auto", "cpu", "cuda"]
 # Patches are encoded by up to so many threads, each a few of its own: what one cuts and encodes waits for no
@@ -248,7 +248,7 @@ def _load(model: bytes, source: str, provider: str, threads: int, pooling: Pooli
     try:
         forbidden = find_forbidden(model)
         half = read_metadata(model).get(PRECISION_KEY) == "fp16"
-        keep_sums_exact(options, model)
+        suit_eight_bits(options, model)
         # Patches need the embedding alone, maps all but that.
         model = keep_outputs(model, lambda name: (name == MODEL_EMBEDDING) == (pooling == "patch"))
     except ValueError as error:

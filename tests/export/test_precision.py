@@ -17,6 +17,7 @@ from stinfer import h5ad
 from stinfer.contract import ModelCard
 from stinfer.encoder import Encoder
 from stinfer.errors import OutputExistsError, SettingError
+from stinfer.onnx_runtime import ort, suit_eight_bits
 from stinfer_export.bank_builder import build_bank
 from stinfer_export.bank_plan import BankPlan
 from stinfer_export.errors import QuantizationError
@@ -267,6 +268,27 @@ def test_only_operators_of_onnx_are_used(network, patches):
     assert (found.ir_version, found.producer_version) == (8, "")
     kinds = [node.op_type for node in found.graph.node]
     assert kinds.count("Relu") == 0  # an unsigned range that begins at 0 does the same
+
+
+def test_what_is_pooled_in_floating_point_is_not_quantised_before(network, patches, tmp_path):
+    """ONNX Runtime would: it joins layers in eight bits, and there are none around this pooling."""
+    model = qdq.name_nodes(onnx.load(network))
+    nodes = {node.op_type: node.name for node in model.graph.node}
+    tensors = qdq.tensors_between(model, qdq.quantized_nodes(model, []))
+    ranges = {name: one.range("minmax") for name, one in count_values(model, tensors, patches[:8]).items()}
+    layers = qdq.find_layers(model)
+    found = qdq.quantize(model, ranges, layers[:2]).SerializeToString()
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "run.onnx")
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    suit_eight_bits(options, found)
+
+    ort.InferenceSession(found, options, providers=["CPUExecutionProvider"])
+
+    run = onnx.load(tmp_path / "run.onnx")
+    (pooling,) = (node for node in run.graph.node if node.name == nodes["MaxPool"])
+    (before,) = (node for node in run.graph.node if pooling.input[0] in node.output)
+    assert before.op_type == "Add"
 
 
 # Fidelity

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stinfer import onnx_runtime
-from stinfer.onnx_runtime import keep_sums_exact, ort, sums_are_cut
+from stinfer.onnx_runtime import ort, suit_eight_bits, sums_are_cut
 
 
 def product(options):
@@ -37,25 +37,28 @@ DEQUANTIZE = node(b"DequantizeLinear")
 INSIDE = node(b"Loop", message(5, message(6, DEQUANTIZE)))
 
 
+EXACT, LEFT_OUT = "session.x64quantprecision", "optimization.disable_specified_optimizers"
+
+
 @pytest.mark.parametrize(
     ("cut", "model", "told"),
     [
-        (True, message(7, node(b"Conv") + DEQUANTIZE), True),
-        (True, message(7, INSIDE), True),
-        (False, message(7, DEQUANTIZE), False),
-        (True, message(7, node(b"Conv")), False),
-        (True, message(2, b"DequantizeLinear") + message(7, node(b"Conv")), False),
+        (True, message(7, node(b"Conv") + DEQUANTIZE), {EXACT, LEFT_OUT}),
+        (True, message(7, INSIDE), {EXACT, LEFT_OUT}),
+        (False, message(7, DEQUANTIZE), {LEFT_OUT}),
+        (True, message(7, node(b"Conv")), set()),
+        (True, message(2, b"DequantizeLinear") + message(7, node(b"Conv")), set()),
     ],
 )
-def test_only_a_model_in_eight_bits_on_such_a_processor_is_told_to_be_exact(monkeypatch, cut, model, told):
+def test_only_for_a_model_in_eight_bits_is_anything_told(monkeypatch, cut, model, told):
     monkeypatch.setattr(onnx_runtime, "sums_are_cut", lambda: cut)
     options = ort.SessionOptions()
 
-    keep_sums_exact(options, model)
+    suit_eight_bits(options, model)
 
-    key = "session.x64quantprecision"
-    if told:
-        assert options.get_session_config_entry(key) == "1"
-    else:
-        with pytest.raises(RuntimeError, match=key):
-            options.get_session_config_entry(key)
+    for key in (EXACT, LEFT_OUT):
+        if key in told:
+            assert options.get_session_config_entry(key) in ("1", "QDQPropagationTransformer")
+        else:
+            with pytest.raises(RuntimeError, match=key):
+                options.get_session_config_entry(key)

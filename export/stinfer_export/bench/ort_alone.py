@@ -17,7 +17,7 @@ import numpy as np
 from stinfer.contract import MODEL_INPUT, U8
 from stinfer.gpu import CPU, CUDA, providers
 from stinfer.onnx_outputs import keep_outputs
-from stinfer.onnx_runtime import ort
+from stinfer.onnx_runtime import ort, suit_eight_bits
 
 
 def run(spec: dict[str, Any]) -> dict[str, float]:
@@ -37,12 +37,14 @@ def run(spec: dict[str, Any]) -> dict[str, float]:
     options = ort.SessionOptions()
     options.intra_op_num_threads = spec["threads"] - n_callers + 1
     options.log_severity_level = 4
+    stored = Path(spec["model"]).read_bytes()
+    suit_eight_bits(options, stored)
     chosen = providers(CUDA if spec.get("device") == "cuda" else CPU)
     # What a run leaves out is left out here too.
-    model = keep_outputs(Path(spec["model"]).read_bytes(), lambda name: name in spec["outputs"])
+    model = keep_outputs(stored, lambda name: name in spec["outputs"])
     session = ort.InferenceSession(model, options, providers=chosen)
-    with np.load(spec["batches"]) as stored:
-        batches = [stored[name] for name in stored.files]
+    with np.load(spec["batches"]) as arrays:
+        batches = [arrays[name] for name in arrays.files]
 
     def encode(batch: U8) -> int:
         session.run(spec["outputs"], {MODEL_INPUT: batch})

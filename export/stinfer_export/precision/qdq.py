@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 
 from stinfer.errors import ExtraMissingError
+from stinfer_export.precision.channelwise import NORMALIZATION
 from stinfer_export.precision.ranges import Range
 
 try:
@@ -38,9 +39,13 @@ def name_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def find_layers(model: onnx.ModelProto) -> list[str]:
-    """List the nodes that multiply with weights of their own, in order."""
+    """List the nodes that multiply with weights of their own, in order; normalising pixels is none."""
     constants = {item.name for item in model.graph.initializer}
-    return [node.name for node in model.graph.node if node.op_type in _LAYERS and node.input[1] in constants]
+    return [
+        node.name
+        for node in model.graph.node
+        if node.op_type in _LAYERS and node.input[1] in constants and node.name != NORMALIZATION
+    ]
 
 
 def multiplications(

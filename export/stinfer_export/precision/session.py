@@ -9,7 +9,7 @@ import numpy as np
 from stinfer.contract import F32, MODEL_INPUT, U8
 from stinfer.errors import first_line
 from stinfer.machine import cores_allowed
-from stinfer.onnx_runtime import ORT_ERRORS, keep_sums_exact, ort
+from stinfer.onnx_runtime import ORT_ERRORS, ort, suit_eight_bits
 from stinfer_export.errors import QuantizationError
 
 
@@ -29,7 +29,7 @@ def open_session(model: bytes, *, optimized: bool = True) -> ort.InferenceSessio
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = cores_allowed()
-    keep_sums_exact(options, model)
+    suit_eight_bits(options, model)
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not optimized:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
