@@ -31,8 +31,8 @@ from stinfer_export.bench.tables import markdown
 PITCH_UM = 50.0
 GENES = [f"G{number:05d}" for number in range(20)]
 # How many times the section is shown: the first that ONNX Runtime alone needs no longer than this for.
-COPIES = tuple(8 / 2 ** (step / 2) for step in range(13))
-RUN_S = 16.0
+COPIES = tuple(16 / 2 ** (step / 2) for step in range(15))
+RUN_S = 24.0
 # How long it is measured alone, and the side of the square on which its speed is first found.
 ORT_S, SAMPLE_PX = 4.0, 352
 

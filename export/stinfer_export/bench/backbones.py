@@ -27,7 +27,10 @@ from stinfer_export.registry import STAIN_TEXTURE
 _BATCH_SIZE = 32
 # How long a whole run is to take, so that fixed costs weigh as in practice, and each of the others.
 RUN_S, TORCH_S, ORT_S = 20.0, 8.0, 4.0
-MIN_PLACES, MAX_PLACES = 64, 6000
+# At least the spots of a section of her2st, so that loading a large network weighs as there.
+MIN_PLACES, MAX_PLACES = 300, 6000
+# PyTorch has no fixed costs that are counted.
+MIN_TORCH_PLACES = 64
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,7 @@ class _Network:
         self._architecture = models[0].architecture
         self._slide, self._folder = slide, folder
         # PyTorch is slower: about half as many in a second.
-        self._n_torch = int(min(max(self.models[0].rate / 2 * TORCH_S, MIN_PLACES), MAX_PLACES))
+        self._n_torch = int(min(max(self.models[0].rate / 2 * TORCH_S, MIN_TORCH_PLACES), MAX_PLACES))
 
     def round(self) -> list[Round]:
         """Measure every way once; a round for each precision."""
