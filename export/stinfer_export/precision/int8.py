@@ -11,6 +11,7 @@ from stinfer_export.errors import QuantizationError
 from stinfer_export.precision import qdq
 from stinfer_export.precision.channelwise import scale_by_convolution
 from stinfer_export.precision.fidelity import Fidelity, compare
+from stinfer_export.precision.first_layer import widen_first_layer
 from stinfer_export.precision.ranges import METHODS, Method, count_values
 from stinfer_export.precision.session import encode, open_session
 from stinfer_export.precision.tissue_sample import Sample
@@ -49,8 +50,8 @@ class Int8Model:
 def quantize_backbone(original: onnx.ModelProto, sample: Sample) -> Int8Model:
     """Make the model in eight bits that says most of what the original says.
 
-    1. Write batch normalisation that is left, and that of pixels, as convolutions; see
-       `stinfer_export.precision.channelwise`.
+    1. Write batch normalisation that is left, and that of pixels, as convolutions, and the first convolution
+       in its faster form; see `stinfer_export.precision.channelwise` and `first_layer`.
     2. Count the values of all tensors on the calibration patches.
     3. Cut their ranges in three ways, and keep the one of the best `Fidelity.score` on patches held out.
     4. Leave the first layers in floating point, one more as long as that is worth it.
@@ -66,6 +67,8 @@ def quantize_backbone(original: onnx.ModelProto, sample: Sample) -> Int8Model:
         ONNX Runtime does not run it, or there is nothing to quantise.
     """
     named = scale_by_convolution(qdq.name_nodes(original))
+    if sample.calibration.shape[1] % 2 == 0:
+        named = widen_first_layer(named)
     always = qdq.pooled_layers(named)
     if set(qdq.find_layers(named)) <= always:
         cause = "it has no layers that could be in eight bits"
