@@ -88,7 +88,8 @@ class DenseAverager:
 
     def average(self, neighbors: Neighbors) -> tuple[F32, ...]:
         """Predict some spots; see `Averager.average`."""
-        found = _empty(len(neighbors), [group for group, _ in self._groups], self._middle)
+        n_genes = sum(len(group.positions) for group, _ in self._groups)
+        found = empty_moments(len(neighbors), n_genes, 1 if self._middle is None else 2)
         for group, dense in self._groups:
             voters = group.voters(neighbors)
             mean = expression_from_neighbors(voters.weights, voters.indices, dense)
@@ -126,7 +127,8 @@ class StoredAverager:
 
     def average(self, neighbors: Neighbors) -> tuple[F32, ...]:
         """Predict some spots; see `Averager.average`."""
-        found = _empty(len(neighbors), self._groups, self._middle)
+        n_genes = sum(len(group.positions) for group in self._groups)
+        found = empty_moments(len(neighbors), n_genes, 1 if self._middle is None else 2)
         for part, used, among in self._iter_used(neighbors):
             rows = self._expression.rows(used, self._scratch)
             for group in self._groups:
@@ -229,7 +231,6 @@ class StoredAverager:
         return [sums, of_squares - 2 * middle * sums + weights.sum() * middle * middle]
 
 
-def _empty(n_spots: int, groups: Sequence[GeneGroup], middle: F32 | None) -> tuple[F32, ...]:
-    """Return arrays, (n_spots, n_genes), for the means, and for the spreads where they are wanted."""
-    shape = (n_spots, sum(len(group.positions) for group in groups))
-    return tuple(np.empty(shape, dtype=np.float32) for _ in range(1 if middle is None else 2))
+def empty_moments(n_spots: int, n_genes: int, n_moments: int) -> tuple[F32, ...]:
+    """Return arrays, (n_spots, n_genes), for the means, and for the spreads where there are two moments."""
+    return tuple(np.empty((n_spots, n_genes), dtype=np.float32) for _ in range(n_moments))

@@ -36,6 +36,10 @@ _OPTIONS = {
 _OPTIONS_HALF = {**_OPTIONS, "prefer_nhwc": "1"}
 
 
+class NoRoomError(MemoryError):
+    """What is to stay on the GPU does not fit there."""
+
+
 def providers(name: str, *, half: bool = False) -> list[Any]:
     """Return what a session is asked to run on, the CPU last.
 

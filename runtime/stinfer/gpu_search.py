@@ -12,7 +12,7 @@ import base64
 import numpy as np
 
 from stinfer.contract import F32, I64
-from stinfer.gpu import CUDA, IN_TURN, providers
+from stinfer.gpu import CUDA, IN_TURN, NoRoomError, providers
 from stinfer.neighbors import Distance, center_of, prepare, ranked
 from stinfer.onnx_runtime import ORT_ERRORS, SHARED_MEMORY, ort
 from stinfer.stored_array import StoredArray, take_rows
@@ -35,10 +35,6 @@ _QUERIES_A_PASS = 1024
 MOST_BYTES = 4 << 30
 # Proposed beyond what is asked for: more than ever lie within a rounding of the last.
 _SURPLUS = 16
-
-
-class NoRoomError(MemoryError):
-    """The references do not fit on the GPU."""
 
 
 class GpuSearch:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from functools import cached_property
 from pathlib import Path
 
+from stinfer.averaging import Averager, gene_groups
 from stinfer.bank import Bank
-from stinfer.contract import F32
+from stinfer.contract import F32, I64
 from stinfer.embed import open_encoders, with_model
 from stinfer.encoder import MAX_WORKERS, Device
 from stinfer.encoder_stack import EncoderStack
 from stinfer.files import sha256_file
-from stinfer.gpu import is_installed
-from stinfer.gpu_search import GpuSearch, NoRoomError
+from stinfer.gpu import NoRoomError, is_installed
+from stinfer.gpu_averaging import GpuAverager, is_worth
+from stinfer.gpu_search import GpuSearch
 from stinfer.machine import cores_allowed
 from stinfer.memory import return_large_blocks
 from stinfer.neighbor_file import Neighbors
@@ -21,6 +23,7 @@ from stinfer.origin_search import OriginSearch
 from stinfer.predict import Weighting, domain_distance, neighbor_weights
 from stinfer.signing import accepted_keys, verify_signature
 from stinfer.sparse import Sparse
+from stinfer.stage_clock import StageClock, timed
 from stinfer.voters import OriginNeighbors
 
 # Of the bank's expression and embeddings, each: what is larger stays in its file.
@@ -92,12 +95,42 @@ class OpenBank:
     @cached_property
     def searcher(self) -> Search:
         """What finds neighbors among the references; raises as `choose_search`, and as `encoders`."""
-        if self._search != "annoy" and self._device != "cpu" and is_installed() and self.encoders.on_gpu:
+        if self._search != "annoy" and self._on_gpu:
             try:
                 return GpuSearch(self.bank.embedding, self.bank.settings.distance)
             except NoRoomError as error:
                 self.search_fallback = str(error)
         return choose_search(self._search, self.bank, self.n_workers)
+
+    def averager(
+        self, chosen: I64, n_spots: int, k: int, *, with_spread: bool, clock: StageClock | None = None
+    ) -> Averager | None:
+        """Return what averages on the GPU; None where that is not worth it, or where there is none.
+
+        Parameters
+        ----------
+        chosen : (n_genes,), columns to predict
+        n_spots, k : of the run
+        with_spread : give the spread too
+        clock : told how long it takes
+
+        Raises
+        ------
+        NoRoomError
+            The expression does not fit on the GPU.
+        BankError
+            As `Bank.check_stored`, and as `encoders`.
+        """
+        if not (self._on_gpu and is_worth(n_spots, k, len(chosen), self.bank.n_refs)):
+            return None
+        expression = self.expression
+        groups = gene_groups(expression, chosen)
+        with timed(clock, "average"):
+            return GpuAverager(expression, groups, k, with_spread=with_spread, n_workers=self.n_workers)
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self._device != "cpu" and is_installed() and self.encoders.on_gpu
 
     @cached_property
     def expression(self) -> Sparse:

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import Any, ParamSpec, get_args
+from typing import ParamSpec, get_args
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from stinfer.feature_map import Progress
 from stinfer.files import is_file, refuse_existing, sha256_file, written_together
 from stinfer.finished import asked_for, request_sha256, slide_fingerprint
 from stinfer.genes import is_naming, notice_doubtful, select_genes
+from stinfer.gpu import NoRoomError
 from stinfer.lock import locked
 from stinfer.map_file import MapFile
 from stinfer.neighbor_file import NeighborFile
@@ -35,13 +36,14 @@ from stinfer.places import places_from_file, places_on_grid
 from stinfer.predict import Weighting
 from stinfer.prediction import PredictionTable, write_csv, write_prediction
 from stinfer.pseudonym import hidden_words, open_pseudonyms
-from stinfer.record import Notices, plain_name
+from stinfer.record import Notices
 from stinfer.report import (
     bank_intervals,
     domain_columns,
     draw_run_preview,
     gene_map,
     grid_image,
+    model_record,
     notice_guesses,
     notice_partial_genes,
     run_record,
@@ -270,6 +272,9 @@ def predict_slide(
                 to.prediction.parent, len(places.names), k, n_origins, weighting, settings.temperature
             )
         )
+        averaging = of_bank(
+            lambda: opened.averager(chosen, len(places.names), k, with_spread=intervals, clock=clock)
+        )
         kept = None if to.map is None else beside[to.map]
         embeddings = iter_embeddings(
             subject, places, opened, kept, batch_size, notices, progress, checkpoint, clock
@@ -288,6 +293,11 @@ def predict_slide(
                     found, distance[some] = opened.find(queries, k, weighting, by_origin=n_origins > 0)
                     neighbors.write(some, found)
             counts["n_spots"] = len(places.names)
+        averager = None
+        try:
+            averager = averaging.result()
+        except NoRoomError as error:
+            notices.add(f"averaging on the CPU: {error}")
         columns = domain_columns(distance, opened_bank, notices)
         arguments = {
             "k": k,
@@ -298,7 +308,7 @@ def predict_slide(
             "provider": encoders.provider,
             "batch_size": batch_size or encoders.batch_size,
             "request_sha256": request_sha256(fingerprint, hashed.result(), asked),
-            **({} if opened.model is None else _model_record(opened.model, cosine)),
+            **({} if opened.model is None else model_record(opened.model, cosine)),
         }
         table = PredictionTable(
             spots=places.names,
@@ -315,7 +325,7 @@ def predict_slide(
                 shown = gene_map(position, opened_bank, neighbors, table, places, subject)
                 draw_gene_map(beside[path], shown)
             if to.csv is not None:
-                write_csv(beside[to.csv], table, opened_bank.expression, chosen, neighbors)
+                write_csv(beside[to.csv], table, opened_bank.expression, chosen, neighbors, averager)
             if to.ome_tiff is not None:
                 image = grid_image(table.genes, chosen, opened_bank, neighbors, places, subject)
                 bank_name = opened_bank.path.name
@@ -330,6 +340,7 @@ def predict_slide(
                 with_neighbors=save_neighbors,
                 clock=clock,
                 n_workers=opened.n_workers,
+                averager=averager,
             )
     return PredictionResult(
         to.prediction,
@@ -378,11 +389,6 @@ def _refuse_impossible(
     if to.map is not None and opened.model is not None:
         what = "--save-map keeps what the bank's own model has encoded, and --model is another"
         raise SettingError(what, "leave out one of them")
-
-
-def _model_record(model: Path, cosine: float | None) -> dict[str, Any]:
-    """Return what is recorded of a model that stood in for the bank's own."""
-    return {"model": plain_name(model.name), "model_sha256": sha256_file(model), "model_cosine": cosine}
 
 
 def _check_count(name: str, value: object) -> None:

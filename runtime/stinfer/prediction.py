@@ -115,6 +115,7 @@ def iter_expression(
     neighbors: Neighbors | NeighborFile,
     clock: StageClock | None = None,
     n_workers: int = 1,
+    averager: Averager | None = None,
 ) -> Generator[tuple[slice, slice, F32], None, None]:
     """Predict block by block.
 
@@ -125,14 +126,16 @@ def iter_expression(
     neighbors : of n_spots; by origin too where some origins do not measure some of the genes
     clock : told how long averaging takes
     n_workers : threads that work ahead; what they give does not depend on it
+    averager : of the chosen columns, with the spread where intervals are asked for; by default what suits the
+        CPU
 
     Yields
     ------
     spots, genes : slices of the result that this block is
     values : (n_block_spots, n_block_genes), log1p CP10K
     """
-    with closing(_iter_blocks(expression, chosen, neighbors, None, clock, n_workers)) as blocks:
-        for spots, (values,) in blocks:
+    with closing(_iter_blocks(expression, chosen, neighbors, None, clock, n_workers, averager)) as blocks:
+        for spots, (values, *_) in blocks:
             yield spots, slice(0, len(chosen)), values
 
 
@@ -143,6 +146,7 @@ def iter_intervals(
     intervals: Intervals,
     clock: StageClock | None = None,
     n_workers: int = 1,
+    averager: Averager | None = None,
 ) -> Generator[tuple[slice, slice, F32, F32, F32], None, None]:
     """Predict with intervals, block by block; see `iter_expression`.
 
@@ -151,8 +155,8 @@ def iter_intervals(
     spots, genes : slices of the result that this block is
     values, lower, upper : (n_block_spots, n_block_genes), log1p CP10K; the interval NaN where it is not known
     """
-    middle = expression.column_means(chosen)
-    with closing(_iter_blocks(expression, chosen, neighbors, middle, clock, n_workers)) as blocks:
+    middle = expression.column_means(chosen) if averager is None else None
+    with closing(_iter_blocks(expression, chosen, neighbors, middle, clock, n_workers, averager)) as blocks:
         for spots, (values, spread) in blocks:
             half = interval_half_width(spread, intervals.scale, intervals.floor)
             lower, upper = np.maximum(values - half, np.float32(0)), values + half
@@ -166,6 +170,7 @@ def _iter_blocks(
     middle: F32 | None,
     clock: StageClock | None,
     n_workers: int,
+    averager: Averager | None,
 ) -> Generator[tuple[slice, tuple[F32, ...]], None, None]:
     """Predict spots block by block.
 
@@ -174,7 +179,7 @@ def _iter_blocks(
 
     Parameters
     ----------
-    expression, chosen, neighbors, clock, n_workers : see `iter_expression`
+    expression, chosen, neighbors, clock, n_workers, averager : see `iter_expression`
     middle : see `stinfer.averaging.DenseAverager`
 
     Yields
@@ -182,26 +187,29 @@ def _iter_blocks(
     spots : slice of all
     arrays : see `stinfer.averaging.Averager`
     """
-    groups = gene_groups(expression, chosen)
     idle: SimpleQueue[Averager] = SimpleQueue()
+    averagers: list[Averager]
     with timed(clock, "average"):
-        if (len(expression.indptr) - 1) * len(chosen) <= _MATRIX:
-            dense = DenseAverager(expression, groups, middle, n_workers)
-            averagers: list[Averager] = [dense] * n_workers
+        if averager is not None:
+            n_workers = 1
+            averagers = [averager]
+        elif (len(expression.indptr) - 1) * len(chosen) <= _MATRIX:
+            dense = DenseAverager(expression, gene_groups(expression, chosen), middle, n_workers)
+            averagers = [dense] * n_workers
         else:
             # It hardly gives up Python's lock: with four threads it takes twice as long as with one.
             n_workers = 1
-            averagers = [StoredAverager(expression, groups, middle)]
-    for averager in averagers:
-        idle.put(averager)
+            averagers = [StoredAverager(expression, gene_groups(expression, chosen), middle)]
+    for one in averagers:
+        idle.put(one)
 
     def predict(some: Neighbors) -> tuple[F32, ...]:
-        averager = idle.get()
+        one = idle.get()
         try:
             with timed(clock, "average"):
-                return averager.average(some)
+                return one.average(some)
         finally:
-            idle.put(averager)
+            idle.put(one)
 
     n_chunks = min(max(_BLOCK // (max(len(chosen), 1) * _SPOTS_PER_CHUNK), 1), _CHUNKS_PER_BLOCK)
     step = n_chunks * _SPOTS_PER_CHUNK
@@ -226,6 +234,7 @@ def write_prediction(
     with_neighbors: bool = False,
     clock: StageClock | None = None,
     n_workers: int = 1,
+    averager: Averager | None = None,
 ) -> None:
     """Write the prediction as an AnnData file, all or nothing.
 
@@ -236,7 +245,7 @@ def write_prediction(
     expression, chosen, neighbors : see `iter_expression`
     intervals : of the chosen genes, to write as layers ``lower`` and ``upper``; None to leave them out
     with_neighbors : write which references made each prediction, and their weights
-    clock, n_workers : see `iter_expression`
+    clock, n_workers, averager : see `iter_expression`
 
     Raises
     ------
@@ -246,9 +255,9 @@ def write_prediction(
     shape = (len(table.spots), len(table.genes))
     blocks: Generator[tuple[Any, ...], None, None]
     if intervals is None:
-        blocks = iter_expression(expression, chosen, neighbors, clock, n_workers)
+        blocks = iter_expression(expression, chosen, neighbors, clock, n_workers, averager)
     else:
-        blocks = iter_intervals(expression, chosen, neighbors, intervals, clock, n_workers)
+        blocks = iter_intervals(expression, chosen, neighbors, intervals, clock, n_workers, averager)
     with h5ad.new_file(path) as new, closing(blocks):
         # From now on others average, while pictures are compressed here.
         first = next(blocks, None)
@@ -294,8 +303,11 @@ def write_csv(
     expression: Sparse,
     chosen: I64,
     neighbors: Neighbors | NeighborFile,
+    averager: Averager | None = None,
 ) -> None:
     """Write spots x genes as text: id, x and y in level-0 px, the spot's numbers, then the genes.
+
+    The arguments are those of `write_prediction`.
 
     Raises
     ------
@@ -305,7 +317,7 @@ def write_csv(
     with (
         written_beside(path) as beside,
         beside.open("w", encoding="utf-8", newline="") as file,
-        closing(iter_expression(expression, chosen, neighbors)) as blocks,
+        closing(iter_expression(expression, chosen, neighbors, averager=averager)) as blocks,
     ):
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["id", "x", "y", *table.spot_columns, *table.genes])

@@ -232,6 +232,11 @@ def _map_record(subject: Subject) -> dict[str, str]:
     return {"map_name": subject.file_name, "map_sha256": sha256_file(subject.path)}
 
 
+def model_record(model: Path, cosine: float | None) -> dict[str, Any]:
+    """Return what is recorded of a model that stood in for the bank's own, and of how well the two agree."""
+    return {"model": plain_name(model.name), "model_sha256": sha256_file(model), "model_cosine": cosine}
+
+
 def run_record(
     slide: Subject,
     opened: OpenBank,

@@ -12,13 +12,16 @@ import pytest
 from PIL import Image
 
 import stinfer
-from stinfer import gpu_search, h5ad
+from stinfer import gpu_averaging, gpu_search, h5ad
+from stinfer.averaging import gene_groups
 from stinfer.encoder import Encoder
-from stinfer.gpu import CUDA, PATCHES_ON_GPU
+from stinfer.gpu import CUDA, PATCHES_ON_GPU, NoRoomError
+from stinfer.gpu_averaging import GpuAverager
 from stinfer.gpu_search import GpuSearch
 from stinfer.neighbors import ExactSearch
 from stinfer.open_bank import OpenBank
 from stinfer.self_test import MODEL, built_in_patch, open_self_test, run_self_test
+from stinfer.sparse import Sparse
 from stinfer.stored_array import StoredArray
 
 DATA = Path(__file__).parents[1] / "data"
@@ -168,6 +171,46 @@ def test_a_search_without_room_runs_on_the_cpu_and_says_so(slides, tmp_path, mon
     (notice,) = [notice for notice in result.notices if "CPU" in notice]
     assert notice.startswith("searching on the CPU: ")
     assert contents(tmp_path / "p.h5ad")[2]["provider"] == CUDA
+
+
+def layers(path):
+    with h5py.File(path) as file:
+        return {name: h5ad.read_array(file["layers"], name) for name in file["layers"]}
+
+
+def test_what_is_averaged_on_cuda_is_what_the_cpu_averages(slides, tmp_path, monkeypatch):
+    arguments = {"mpp": 5.0, "genes": "all", "pitch_um": 100.0, "intervals": True, "device": "cuda"}
+    found = {}
+    # Both search on CUDA, so that neighbors are the same.
+    for name, least in (("cpu", 1 << 40), ("cuda", 0), ("again", 0)):
+        monkeypatch.setattr(gpu_averaging, "_LEAST_VALUES", least)
+        out = tmp_path / f"{name}.h5ad"
+        result = stinfer.predict_slide(slides["patch"], BANKS["patch"], out=out, **arguments)
+        assert not any("CPU" in notice for notice in result.notices)
+        found[name] = (contents(out)[0], layers(out))
+    np.testing.assert_allclose(found["cuda"][0], found["cpu"][0], rtol=1e-5, atol=1e-12)
+    for name, values in found["cuda"][1].items():
+        # The CPU's spread is the root of a difference, of which less is left than of its parts.
+        np.testing.assert_allclose(values, found["cpu"][1][name], rtol=1e-3, atol=2e-3)
+        np.testing.assert_array_equal(values, found["again"][1][name])
+    np.testing.assert_array_equal(found["cuda"][0], found["again"][0])
+
+
+def test_averages_without_room_are_made_on_the_cpu_and_say_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_averaging, "_LEAST_VALUES", 0)
+    monkeypatch.setattr(gpu_averaging, "MOST_BYTES", 0)
+    result = stinfer.predict_slide(BOARD, BANKS["patch"], out=tmp_path / "p.h5ad", mpp=5.0, device="cuda")
+    (notice,) = [notice for notice in result.notices if "CPU" in notice]
+    assert notice.startswith("averaging on the CPU: ")
+
+
+def test_what_the_gpu_has_no_memory_for_is_no_room(monkeypatch):
+    monkeypatch.setattr(gpu_averaging, "MOST_BYTES", 1 << 60)
+    # A million references without a value: 400 GB once they are dense.
+    nothing = np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.int32)
+    expression = Sparse(*nothing, np.zeros(1_000_001, dtype=np.int64), 100_000)
+    with pytest.raises(NoRoomError, match="1,000,000 references x 100,000 genes cannot be copied to the GPU"):
+        GpuAverager(expression, gene_groups(expression, np.arange(100_000)), 50, with_spread=False)
 
 
 def test_a_model_that_is_not_ours_is_refused_as_on_the_cpu():
