@@ -88,6 +88,21 @@ def test_expression_by_hand():
     assert found.tolist() == [[1.75, 17.5], [2.0, 20.0]]
 
 
+@pytest.mark.parametrize("layout", ["C", "F"])
+@pytest.mark.parametrize("n_refs", [20, 150, 4000], ids=["all shared", "some shared", "scattered"])
+def test_expression_agrees_with_double_precision_whatever_spots_share(n_refs, layout):
+    rng = np.random.default_rng(2)
+    expression = np.asarray(rng.random((n_refs, 11)), dtype=np.float32, order=layout)
+    # Two products, of which the second is of fewer spots.
+    indices = np.stack([rng.choice(n_refs, 5, replace=False) for _ in range(90)])
+    weights = neighbor_weights(f32(rng.random((90, 5))), "inverse", 1.0)
+
+    found = expression_from_neighbors(weights, indices, expression)
+
+    exact = np.einsum("sk,skg->sg", weights.astype(np.float64), expression[indices].astype(np.float64))
+    np.testing.assert_allclose(found, exact, rtol=1e-6)
+
+
 def test_log1p_cp10k_by_hand():
     counts = np.array([[1, 0, 3], [5, 5, 0]])
     found = log1p_cp10k(counts, np.array([4, 20]))
