@@ -1,9 +1,9 @@
 """Where a TIFF file keeps the JPEG tiles of its images: enough to read them without a library.
 
-Pillow's reader of directories, which `tiff_header` asks for the first image's tags, loads every tag and makes a
-Python number of every offset: for a slide of a million tiles that is a second and a hundred megabytes. This one
-takes what it needs, as arrays, and no more than the file can hold. It reads a plain file whole or not at all:
-what is odd is left to OpenSlide.
+Pillow's reader of directories, which `tiff_header` asks for the first image's tags, loads every tag and makes
+a Python number of every offset: for a slide of a million tiles that is a second and a hundred megabytes. This
+one takes what it needs, as arrays, and no more than the file can hold. It reads a plain file whole or not at
+all: what is odd is left to OpenSlide.
 """
 
 from __future__ import annotations
@@ -66,12 +66,7 @@ def read_tile_grids(file: BinaryIO) -> list[TileGrid]:
 
     Returns
     -------
-    none where the file is not all as it should be
-
-    Raises
-    ------
-    OSError
-        The file cannot be read.
+    none where the file is not all as it should be, or cannot be read
     """
     grids: list[TileGrid] = []
     try:
@@ -80,7 +75,7 @@ def read_tile_grids(file: BinaryIO) -> list[TileGrid]:
             if grid is not None:
                 grids.append(grid)
         return grids
-    except (ValueError, KeyError, IndexError, OverflowError, struct.error):
+    except (OSError, ValueError, KeyError, IndexError, OverflowError, struct.error):
         return []
 
 

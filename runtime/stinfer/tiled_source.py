@@ -2,8 +2,8 @@
 
 OpenSlide paints every box through a blending that takes six times as long as to decode a tile, and gives
 RGBA. Where a level is nothing but JPEG tiles side by side, Pillow gives the same pixels. OpenSlide stays the
-reader of all else: it says what the levels are, reads levels and tiles of any other kind, and is asked once for
-a pixel of each tile, for which it decodes it: Pillow tells nothing of damage within a JPEG, and OpenSlide does.
+reader of all else: it says what the levels are, reads levels and tiles of any other kind, and is asked once
+for a pixel of each tile, for which it decodes it: Pillow tells nothing of damage within a JPEG, and it does.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from stinfer.tile_cache import TileCache
 # Decoded tiles that are kept: two to three rows of them over 2 cm at 0.5 µm per pixel.
 _CACHE_BYTES = 64 * 2**20
 # A box of less than this part of a tile costs OpenSlide less than to decode the tile costs Pillow.
-_SMALL = 1 / 3
+_SMALL = 1 / 2
 # Pillow's pixels of RGB.
 _PIXEL_BYTES = 4
 # A tile that takes more than it would uncompressed is none of ours.
