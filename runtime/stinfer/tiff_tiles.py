@@ -21,8 +21,10 @@ from stinfer.tiff_header import RGB, YCBCR
 _MAX_DIRECTORIES, _MAX_ENTRIES = 256, 1024
 # Of all images together: 16 bytes each; a slide of 300,000 px a side has 1.8 million of 256 px.
 _MAX_TILES = 2**21
-# Larger tiles would fill the cache; the tables of a JPEG take some hundred bytes.
-_MAX_TILE_PX, _MAX_TABLES = 2**22, 2**16
+# Smaller tiles cost more to look up than OpenSlide's blending, larger ones would fill the cache.
+_MIN_TILE_PX, _MAX_TILE_PX = 2**12, 2**22
+# Some hundred bytes are usual.
+_MAX_TABLES = 2**16
 _TYPES = {1: "u1", 3: "u2", 4: "u4", 7: "u1", 16: "u8"}
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 256, 257, 258, 259, 262, 266
 _SAMPLES, _PLANES, _TILE_WIDTH, _TILE_HEIGHT, _OFFSETS, _BYTE_COUNTS = 277, 284, 322, 323, 324, 325
@@ -187,7 +189,7 @@ def _grid(directory: _Directory, max_tiles: int) -> TileGrid | None:
     )
     size = (directory.number(_WIDTH), directory.number(_HEIGHT))
     tile = (directory.number(_TILE_WIDTH), directory.number(_TILE_HEIGHT))
-    if not all(kind) or min(*size, *tile) < 1 or tile[0] * tile[1] > _MAX_TILE_PX:
+    if not all(kind) or min(*size, *tile) < 1 or not _MIN_TILE_PX <= tile[0] * tile[1] <= _MAX_TILE_PX:
         return None
     n_tiles = -(-size[0] // tile[0]) * -(-size[1] // tile[1])
     offsets, n_bytes = (directory.values(tag, max_tiles) for tag in (_OFFSETS, _BYTE_COUNTS))

@@ -9,6 +9,8 @@ from concurrent.futures import Future
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+# What keeping any tile takes beside its pixels.
+_ENTRY_BYTES = 2048
 
 
 class TileCache(Generic[T]):
@@ -17,11 +19,11 @@ class TileCache(Generic[T]):
     Parameters
     ----------
     max_bytes : what is kept, beside the newest tile
-    n_bytes : what a tile takes
+    n_bytes : what a tile's pixels take
     """
 
     def __init__(self, max_bytes: int, n_bytes: Callable[[T], int]) -> None:
-        self._max_bytes, self._n_bytes_of = max_bytes, n_bytes
+        self._max_bytes, self._pixel_bytes = max_bytes, n_bytes
         self._lock = threading.Lock()
         self._held: OrderedDict[Hashable, T] = OrderedDict()
         self._coming: dict[Hashable, Future[T]] = {}
@@ -51,8 +53,11 @@ class TileCache(Generic[T]):
         with self._lock:
             del self._coming[key]
             self._held[key] = tile
-            self._n_bytes += self._n_bytes_of(tile)
+            self._n_bytes += self._taken(tile)
             while self._n_bytes > self._max_bytes and len(self._held) > 1:
-                self._n_bytes -= self._n_bytes_of(self._held.popitem(last=False)[1])
+                self._n_bytes -= self._taken(self._held.popitem(last=False)[1])
         ours.set_result(tile)
         return tile
+
+    def _taken(self, tile: T) -> int:
+        return self._pixel_bytes(tile) + _ENTRY_BYTES
