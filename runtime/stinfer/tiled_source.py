@@ -21,8 +21,8 @@ from stinfer.slide_source import Level
 from stinfer.tiff_tiles import TileGrid, read_tile_grids, whole_jpeg
 from stinfer.tile_cache import TileCache
 
-# Decoded tiles that are kept: two to three rows of them over 2 cm at 0.5 µm per pixel.
-_CACHE_BYTES = 64 * 2**20
+# Decoded tiles that are kept: those of the regions that threads read, and some of the row before.
+_CACHE_BYTES = 32 * 2**20
 # A box of less than this part of a tile costs OpenSlide less than to decode the tile costs Pillow.
 _SMALL = 1 / 2
 # Pillow's pixels of RGB.
