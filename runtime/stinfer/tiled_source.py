@@ -41,7 +41,7 @@ class TiledSource:
     grids : the tiles of each level; None where OpenSlide is to read it
     """
 
-    def __init__(self, source: OpenSlideSource, file: _File, grids: Sequence[TileGrid | None]) -> None:
+    def __init__(self, source: OpenSlideSource, file: TileFile, grids: Sequence[TileGrid | None]) -> None:
         self.levels: tuple[Level, ...] = source.levels
         self._source, self._file, self._grids = source, file, grids
         self._cache: TileCache[Image.Image | None] = TileCache(_CACHE_BYTES, _n_bytes)
@@ -89,7 +89,7 @@ def with_own_tiles(path: Path, source: OpenSlideSource) -> TiledSource | None:
     versions of libjpeg.
     """
     try:
-        file = _File(path)
+        file = TileFile(path)
     except OSError:
         return None
     try:
@@ -103,7 +103,7 @@ def with_own_tiles(path: Path, source: OpenSlideSource) -> TiledSource | None:
     return TiledSource(source, file, grids)
 
 
-def _level_grids(source: OpenSlideSource, file: _File) -> list[TileGrid | None]:
+def _level_grids(source: OpenSlideSource, file: TileFile) -> list[TileGrid | None]:
     found = file.grids()
     grids: list[TileGrid | None] = []
     finer_is_whole = True
@@ -116,7 +116,7 @@ def _level_grids(source: OpenSlideSource, file: _File) -> list[TileGrid | None]:
     return grids
 
 
-def _agree(source: OpenSlideSource, file: _File, level: int, grid: TileGrid) -> bool:
+def _agree(source: OpenSlideSource, file: TileFile, level: int, grid: TileGrid) -> bool:
     number = int(grid.n_bytes.argmax())
     tile = file.decode(grid, number)
     if tile is None:
@@ -135,17 +135,29 @@ def _n_bytes(tile: Image.Image | None) -> int:
     return 0 if tile is None else tile.width * tile.height * _PIXEL_BYTES
 
 
-class _File:
-    """A TIFF file that several threads read tiles from."""
+class TileFile:
+    """A TIFF file that several threads read tiles from.
+
+    Parameters
+    ----------
+    path : the file
+
+    Raises
+    ------
+    OSError
+        It cannot be opened.
+    """
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("rb", buffering=0)
         self._lock = threading.Lock()
 
     def close(self) -> None:
+        """Close it."""
         self._file.close()
 
     def grids(self) -> list[TileGrid]:
+        """List its images of JPEG tiles."""
         with self._lock:
             return read_tile_grids(self._file)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import struct
 import sys
-import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from stinfer.openslide_source import OpenSlideSource
 from stinfer.slide import open_slide
 from stinfer.slide_readers import open_source
 from stinfer.tiff_tiles import read_tile_grids, whole_jpeg
-from stinfer.tiled_source import _File, with_own_tiles
+from stinfer.tiled_source import TileFile, with_own_tiles
 
 _SPEC = importlib.util.spec_from_file_location("jpeg_tiff", Path(__file__).parent / "jpeg_tiff.py")
 jpeg_tiff = importlib.util.module_from_spec(_SPEC)
@@ -137,27 +136,6 @@ def test_layouts_of_files_and_tiles(tmp_path, options):
     assert compare(pyramid(tmp_path / "a.tif", **options)) == BOTH
 
 
-@pytest.mark.parametrize("order", ["<", ">"])
-@pytest.mark.parametrize("big", [False, True])
-def test_where_tiles_lie_in_any_byte_order(tmp_path, order, big):
-    # OpenSlide does not open big-endian files that are no BigTIFF.
-    path = pyramid(tmp_path / "a.tif", order=order, big=big, tile=(256, 256), tables=True)
-    with path.open("rb") as file:
-        grids = read_tile_grids(file)
-    assert [(grid.size, grid.tile, grid.across) for grid in grids] == [
-        ((400, 300), (256, 256), 2),
-        ((200, 150), (256, 256), 1),
-        ((100, 75), (256, 256), 1),
-    ]
-    data = path.read_bytes()
-    for grid in grids:
-        assert grid.is_ycbcr
-        assert grid.tables[:4] == b"\xff\xd8\xff\xdb"
-        for offset, length in zip(grid.offsets.tolist(), grid.n_bytes.tolist(), strict=True):
-            assert data[offset : offset + 2] == b"\xff\xd8"
-            assert data[offset + length - 2 : offset + length] == b"\xff\xd9"
-
-
 def test_the_colours_are_those_that_the_file_says_not_the_tile(tmp_path):
     # Aperio keeps RGB in tiles that look like YCbCr; libjpeg would believe them.
     path = pyramid(tmp_path / "a.tif", photometric=RGB, tables=True, description=APERIO)
@@ -213,24 +191,6 @@ def test_levels_beside_one_with_gaps_stay_with_openslide(tmp_path, asked):
     assert asked == [(1, 200, 150)]
 
 
-@pytest.mark.parametrize(
-    "more",
-    [
-        {258: (3, [8, 8])},
-        {284: (3, [2])},
-        {266: (3, [2])},
-        {324: (4, [8] * 34)},
-        {347: (7, b"\xff\xd8\xff\xdd\0\4\0\1\xff\xd9")},
-    ],
-    ids=str,
-)
-def test_an_odd_image_is_not_taken_over(tmp_path, more):
-    tiff = JpegTiff()
-    tiff.image(BOARD, more=more)
-    with tiff.write(tmp_path / "a.tif").open("rb") as file:
-        assert read_tile_grids(file) == []
-
-
 def test_two_images_of_one_size_are_not_told_apart(tmp_path):
     tiff = JpegTiff()
     tiff.image(BOARD)
@@ -244,13 +204,13 @@ def test_two_images_of_one_size_are_not_told_apart(tmp_path):
 
 
 def test_a_decoder_of_other_pixels_is_not_used(tmp_path, monkeypatch):
-    decode = _File.decode
+    decode = TileFile.decode
 
     def one_grey_lighter(self, grid, number):
         return decode(self, grid, number).point(lambda value: min(value + 1, 255))
 
     path = pyramid(tmp_path / "a.tif")
-    monkeypatch.setattr(_File, "decode", one_grey_lighter)
+    monkeypatch.setattr(TileFile, "decode", one_grey_lighter)
     assert compare(path) == ALONE
 
 
@@ -325,66 +285,12 @@ def test_a_file_cut_short_is_told_where_it_is_read(tmp_path):
             slide.read((330.0, 260.0), (60.0, 40.0), (60, 40))
 
 
-# --- hostile directories --------------------------------------------------------------------------
-
-
-def grids_of(path, data):
-    path.write_bytes(data)
-    with path.open("rb") as file:
-        return read_tile_grids(file)
-
-
-@pytest.mark.parametrize("big", [False, True])
-def test_no_length_of_a_file_makes_it_fail(tmp_path, big):
-    path = pyramid(tmp_path / "a.tif", factors=(), big=big, tile=(256, 256))
-    whole = path.read_bytes()
-    assert len(grids_of(path, whole)) == 1
-    for length in [*range(64), *range(len(whole) - 400, len(whole))]:
-        assert grids_of(path, whole[:length]) == []
-
-
-@pytest.mark.parametrize("big", [False, True])
-def test_no_byte_of_a_directory_makes_it_fail_or_take_much(tmp_path, big):
-    path = pyramid(tmp_path / "a.tif", factors=(), big=big, tile=(256, 256))
-    whole = path.read_bytes()
-    rng = np.random.default_rng(0)
-    tracemalloc.start()
-    try:
-        for at in [*range(16), *range(len(whole) - 300, len(whole))]:
-            for value in (0, 255, int(rng.integers(256))):
-                data = bytearray(whole)
-                data[at] = value
-                for grid in grids_of(path, data):
-                    assert (
-                        len(grid.offsets)
-                        == len(grid.n_bytes)
-                        == grid.across * -(-grid.size[1] // grid.tile[1])
-                    )
-        assert tracemalloc.get_traced_memory()[1] < 4_000_000
-    finally:
-        tracemalloc.stop()
-
-
-def test_a_circle_of_directories_ends(tmp_path):
-    tiff = JpegTiff()
-    tiff.image(BOARD)
-    first = struct.unpack_from("<I", tiff.data, 4)[0]
-    struct.pack_into("<I", tiff.data, len(tiff.data) - 4, first)
-    assert grids_of(tmp_path / "a.tif", tiff.data) == []
-
-
-def test_a_file_that_claims_billions_of_tiles_is_left_alone(tmp_path):
-    tiff = JpegTiff(big=True)
-    tiff.image(BOARD, more={256: (4, [2**31]), 257: (4, [2**31]), 322: (3, [16]), 323: (3, [16])})
-    assert grids_of(tmp_path / "a.tif", tiff.data) == []
-
-
 # --- threads --------------------------------------------------------------------------------------
 
 
 def test_threads_decode_each_tile_once(tmp_path, monkeypatch):
     decoded = []
-    decode = _File.decode
+    decode = TileFile.decode
 
     def note(self, grid, number):
         decoded.append(number)
@@ -392,7 +298,7 @@ def test_threads_decode_each_tile_once(tmp_path, monkeypatch):
 
     path = pyramid(tmp_path / "a.tif", factors=())
     opened = open_source(path)
-    monkeypatch.setattr(_File, "decode", note)
+    monkeypatch.setattr(TileFile, "decode", note)
     boxes = [(x, y, 150, 120) for y in range(0, 180, 30) for x in range(0, 251, 25)] * 3
     expected = openslide_pixels(path, 0, (0, 0, 400, 300))
     try:
