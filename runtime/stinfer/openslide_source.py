@@ -27,6 +27,11 @@ class OpenSlideSource:
     ----------
     path : the file
     handle : opened
+
+    Attributes
+    ----------
+    downsamples : tuple of float
+        Of the levels, as OpenSlide takes them; it interpolates between pixels where one is no whole number.
     """
 
     def __init__(self, path: Path, handle: openslide.OpenSlide) -> None:
@@ -35,22 +40,21 @@ class OpenSlideSource:
         color = handle.properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "ffffff")
         self._background = "#" + color
         sizes = [(int(w), int(h)) for w, h in handle.level_dimensions]
-        self._downsamples = tuple(float(value) for value in handle.level_downsamples)
-        levels, self._numbers = [], []
-        for n, (size, downsample) in enumerate(zip(sizes, self._downsamples, strict=True)):
-            scale = _scale(sizes[0], size, downsample)
+        levels, downsamples, self._numbers = [], [], []
+        for n, (size, downsample) in enumerate(zip(sizes, handle.level_downsamples, strict=True)):
+            scale = _scale(sizes[0], size, float(downsample))
             if scale is not None:
                 levels.append(Level(size, scale))
+                downsamples.append(float(downsample))
                 self._numbers.append(n)
-        self.levels = tuple(levels)
+        self.levels, self.downsamples = tuple(levels), tuple(downsamples)
         self.n_left_out = len(sizes) - len(levels)
 
     def read_level(
         self, level: int, x: int, y: int, width: int, height: int
     ) -> tuple[Image.Image, tuple[float, float]]:
         """Read from the nearest whole level-0 pixel; OpenSlide interpolates where a level's lie between."""
-        n = self._numbers[level]
-        downsample = self._downsamples[n]
+        n, downsample = self._numbers[level], self.downsamples[level]
         corner_l0 = (round(x * downsample), round(y * downsample))
         try:
             rgba = self._handle.read_region(corner_l0, n, (width, height))
@@ -77,9 +81,8 @@ def _scale(size_l0: tuple[int, int], size: tuple[int, int], downsample: float) -
     return level_scale(size_l0, size)
 
 
-def open_with_openslide(path: Path, handle: openslide.OpenSlide) -> Opened:
+def opened_by_openslide(source: OpenSlideSource, handle: openslide.OpenSlide) -> Opened:
     """Describe a slide that OpenSlide has opened."""
-    source = OpenSlideSource(path, handle)
     properties: Mapping[str, str] = handle.properties
     x = number(properties.get(openslide.PROPERTY_NAME_MPP_X))
     y = number(properties.get(openslide.PROPERTY_NAME_MPP_Y))

@@ -1,4 +1,4 @@
-"""Which library reads a slide: OpenSlide, else tifffile for TIFF, else Pillow for flat images."""
+"""Which library reads a slide: OpenSlide (Pillow its JPEG tiles), else tifffile for TIFF, else Pillow."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ from PIL import Image
 from stinfer.contract import F64
 from stinfer.errors import ExtraMissingError, SlideError, SlideUnreadableError, first_line
 from stinfer.flat_source import open_flat
-from stinfer.openslide_source import GENERIC_TIFF, dicom_file, magnification_in, open_with_openslide
+from stinfer.openslide_source import (
+    GENERIC_TIFF,
+    OpenSlideSource,
+    dicom_file,
+    magnification_in,
+    opened_by_openslide,
+)
 from stinfer.slide_box import read_box
 from stinfer.slide_scale import (
     METADATA,
@@ -35,6 +41,7 @@ from stinfer.slide_source import (
 from stinfer.tiff_header import CMYK, PALETTE, RGB, YCBCR, TiffHeader, is_tiff, read_tiff_header
 from stinfer.tiff_pixels import refusal
 from stinfer.tiff_source import open_tiff
+from stinfer.tiled_source import with_own_tiles
 
 _COLORS = frozenset({RGB, PALETTE, CMYK, YCBCR})
 _ALPHA = (1, 2)
@@ -96,7 +103,12 @@ def _open(path: Path, header: TiffHeader | None) -> Opened:
     else:
         vendor = handle.properties.get(openslide.PROPERTY_NAME_VENDOR)
         if header is None or vendor not in _TIFF_VENDORS or _openslide_reads_right(header, vendor):
-            opened = open_with_openslide(path, handle)
+            source = OpenSlideSource(path, handle)
+            opened = opened_by_openslide(source, handle)
+            if vendor in _TIFF_VENDORS:
+                tiled = with_own_tiles(path, source)
+                if tiled is not None:
+                    opened = replace(opened, source=tiled, reader="openslide+pillow")
             if header is None:
                 return opened
             if vendor == GENERIC_TIFF and header.has_sub_images and len(opened.source.levels) == 1:

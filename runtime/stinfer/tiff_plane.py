@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 import threading
-from collections import OrderedDict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from stinfer.contract import AnyArray
 from stinfer.errors import SlideTooLargeError, SlideUnreadableError, first_line
 from stinfer.slide_source import FLAT_LIMIT_PX, TILE_LIMIT_PX
+from stinfer.tile_cache import TileCache
 
 # What tifffile and its codecs raise for damaged data; there is no common base.
 DAMAGE = (
@@ -36,27 +37,12 @@ _SEPARATE_PLANES = 2
 _JPEG = frozenset({6, 7, 33007, 34892})
 
 
-class TileCache:
-    """Decoded tiles and strips of a file, those last used, up to a number of bytes."""
+class SharedFile:
+    """What the pages of a file share: decoded tiles and strips, and whose turn it is to read from it."""
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()
-        self._held: OrderedDict[tuple[int, int], AnyArray] = OrderedDict()
-        self._n_bytes = 0
-
-    def get(self, key: tuple[int, int]) -> AnyArray | None:
-        """Return a tile if it is held, by page and number."""
-        found = self._held.get(key)
-        if found is not None:
-            self._held.move_to_end(key)
-        return found
-
-    def put(self, key: tuple[int, int], tile: AnyArray) -> None:
-        """Hold a tile, and let go of those that were not used for longest."""
-        self._held[key] = tile
-        self._n_bytes += tile.nbytes
-        while self._n_bytes > _CACHE_BYTES and len(self._held) > 1:
-            self._n_bytes -= self._held.popitem(last=False)[1].nbytes
+        self.tiles: TileCache[AnyArray | None] = TileCache(_CACHE_BYTES, _n_bytes)
+        self.lock = threading.Lock()
 
 
 class TiffPlane:
@@ -66,7 +52,7 @@ class TiffPlane:
     ----------
     path : the file, for messages
     page : tifffile's
-    cache : of the file
+    shared : with the file's other pages
 
     Attributes
     ----------
@@ -85,8 +71,8 @@ class TiffPlane:
         One strip holds more than is decoded at once.
     """
 
-    def __init__(self, path: Path, page: Any, cache: TileCache) -> None:
-        self._path, self._page, self._cache = path, page, cache
+    def __init__(self, path: Path, page: Any, shared: SharedFile) -> None:
+        self._path, self._page, self._shared = path, page, shared
         self.size = (int(page.imagewidth), int(page.imagelength))
         self.n_samples = int(page.samplesperpixel)
         self.blank = 0
@@ -116,7 +102,7 @@ class TiffPlane:
             raise SlideUnreadableError(path, cause)
 
     def read(self, x: int, y: int, width: int, height: int) -> AnyArray:
-        """Read a box that lies inside the page.
+        """Read a box that lies inside the page; threads may do so at the same time.
 
         Returns
         -------
@@ -128,20 +114,21 @@ class TiffPlane:
             A tile is damaged.
         """
         out = np.full((height, width, self.n_samples), self.blank, dtype=self._page.dtype)
-        with self._cache.lock:
-            if self._raw:
-                self._read_raw(out, x, y)
-                return out
-            for row in range(y // self._tile[1], -(-(y + height) // self._tile[1])):
-                for column in range(x // self._tile[0], -(-(x + width) // self._tile[0])):
-                    self._paste(out, x, y, column, row)
+        if self._raw:
+            self._read_raw(out, x, y)
+            return out
+        for row in range(y // self._tile[1], -(-(y + height) // self._tile[1])):
+            for column in range(x // self._tile[0], -(-(x + width) // self._tile[0])):
+                self._paste(out, x, y, column, row)
         return out
 
     def _paste(self, out: AnyArray, x: int, y: int, column: int, row: int) -> None:
         """Copy what a tile, of all planes, has of the box that begins at x, y."""
         left, top = column * self._tile[0], row * self._tile[1]
         for sample in range(self.n_samples if self._separate else 1):
-            tile = self._decoded((sample * self._down + row) * self._across + column)
+            number = (sample * self._down + row) * self._across + column
+            key = (int(self._page.offset), number)
+            tile = self._shared.tiles.get(key, partial(self._decode, number))
             if tile is None:
                 continue
             x0, x1 = max(left, x), min(left + tile.shape[1], x + out.shape[1], self.size[0])
@@ -152,12 +139,8 @@ class TiffPlane:
             samples = slice(sample, sample + 1) if self._separate else slice(None)
             out[y0 - y : y1 - y, x0 - x : x1 - x, samples] = part
 
-    def _decoded(self, number: int) -> AnyArray | None:
+    def _decode(self, number: int) -> AnyArray | None:
         """Decode a tile or strip, (height, width, samples); None where it was never written."""
-        key = (int(self._page.offset), number)
-        held = self._cache.get(key)
-        if held is not None:
-            return held
         offset, n_bytes = int(self._page.dataoffsets[number]), int(self._page.databytecounts[number])
         if n_bytes == 0:
             return None
@@ -166,17 +149,16 @@ class TiffPlane:
         tables = {"jpegtables": self._page.jpegtables} if self._page.compression in _JPEG else {}
         try:
             tile: AnyArray = np.asarray(self._page.decode(data, number, **tables)[0])
-            tile = tile.reshape(tile.shape[-3:])
+            return tile.reshape(tile.shape[-3:])
         except DAMAGE as error:
             raise SlideUnreadableError(self._path, f"a tile is damaged ({first_line(error)})") from error
-        self._cache.put(key, tile)
-        return tile
 
     def _bytes(self, offset: int, n_bytes: int) -> bytes:
         file = self._page.parent.filehandle
         try:
-            file.seek(offset)
-            data: bytes = file.read(n_bytes) if offset + n_bytes <= file.size else b""
+            with self._shared.lock:
+                file.seek(offset)
+                data: bytes = file.read(n_bytes) if offset + n_bytes <= file.size else b""
         except DAMAGE as error:
             raise SlideUnreadableError(self._path, first_line(error)) from error
         if len(data) != n_bytes:
@@ -207,6 +189,10 @@ class TiffPlane:
         if size is not None and size[0] * size[1] > limit:
             cause = f"a tile of {self._tile[0]} x {self._tile[1]} px says that it has {size[0]} x {size[1]}"
             raise SlideUnreadableError(self._path, cause)
+
+
+def _n_bytes(tile: AnyArray | None) -> int:
+    return 0 if tile is None else tile.nbytes
 
 
 def _coded_size(data: bytes) -> tuple[int, int] | None:

@@ -26,7 +26,7 @@ from stinfer.slide_source import Level, Opened, level_scale
 from stinfer.tiff_extra import import_tifffile
 from stinfer.tiff_header import is_ome
 from stinfer.tiff_pixels import PixelKind, bits_in_use, palette_of, refusal
-from stinfer.tiff_plane import DAMAGE, TiffPlane, TileCache
+from stinfer.tiff_plane import DAMAGE, SharedFile, TiffPlane
 
 _MAX_PAGES = 4096
 _MAX_LEVELS = 32
@@ -103,7 +103,7 @@ class _Reader:
 
     def __init__(self, path: Path, file: Any, page_class: Any) -> None:
         self._path, self._file, self._page_class = path, file, page_class
-        self._cache = TileCache()
+        self._shared = SharedFile()
         self._remarks: list[str] = []
 
     def open(self) -> Opened:
@@ -118,7 +118,7 @@ class _Reader:
                 raise SlideUnreadableError(self._path, "it lacks planes that its OME-XML lists")
             self._remarks += ome.remarks
         candidates = [[page] for page in others] + self._smaller_copies(main)
-        first = [TiffPlane(self._path, page, self._cache) for page in main]
+        first = [TiffPlane(self._path, page, self._shared) for page in main]
         kind = self._kind(main, first, ome)
         planes, levels = self._levels(first, main, candidates)
         for plane in (plane for level in planes for plane in level):
@@ -238,7 +238,7 @@ class _Reader:
             if _signature(pages[0]) != _signature(main[0]):
                 n_other += 1
                 continue
-            planes = [TiffPlane(self._path, page, self._cache) for page in pages]
+            planes = [TiffPlane(self._path, page, self._shared) for page in pages]
             scale = level_scale(size_l0, planes[0].size)
             if scale is None or max(scale) <= 1 or len({plane.size for plane in planes}) > 1:
                 n_other += 1

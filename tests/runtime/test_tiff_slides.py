@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -49,6 +50,16 @@ def test_tiles_of_codecs_that_openslide_lacks_give_the_pixels(tmp_path, compress
         assert slide.reader == "tifffile"
     # All of them without loss, as tifffile writes them.
     assert np.array_equal(read_all(path), NOISE)
+
+
+@pytest.mark.parametrize("layout", [{"tile": (32, 48), "compression": "lzma"}, {"rowsperstrip": 7}])
+def test_threads_read_a_slide_at_the_same_time(tmp_path, layout):
+    path = write(tmp_path / "a.tif", NOISE, **layout)
+    corners = [(x, y) for y in range(0, 60, 10) for x in range(0, 100, 10)] * 4
+    with open_slide(path, 1.0) as slide, ThreadPoolExecutor(8) as pool:
+        found = pool.map(lambda corner: slide.read(corner, (30.0, 30.0), (30, 30)), corners)
+        for (x, y), pixels in zip(corners, found, strict=True):
+            assert np.array_equal(pixels, NOISE[y : y + 30, x : x + 30])
 
 
 def test_a_big_tiff_with_zstd(tmp_path):
