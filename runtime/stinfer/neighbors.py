@@ -28,9 +28,9 @@ from stinfer.stored_array import StoredArray, iter_blocks, take_rows
 
 Distance = Literal["cosine", "euclidean"]
 SearchChoice = Literal["auto", "exact", "annoy"]
-# Numbers of all references together, up to which the exact search, shared between two cores, takes no longer
-# than Annoy at a recall of 0.99: 200,000 references of 512, 6,250,000 of 16.
-ANNOY_FROM_NUMBERS = 100_000_000
+# The exact search goes through this many numbers in 2 to 3 ms of a core; from there on, shared between two
+# cores, it takes longer than Annoy at a recall of 0.99. To look at what a product gave counts as 80 numbers.
+_ANNOY_FROM_NUMBERS, _LOOKED_AT = 120_000_000, 80
 ANNOY_MIN_RECALL = 0.99
 # Annoy's names for what orders neighbors the same way.
 ANNOY_METRIC: dict[Distance, Literal["angular", "euclidean"]] = {
@@ -262,8 +262,8 @@ def choose_search(choice: SearchChoice, bank: Bank, n_workers: int = 1) -> Searc
 
     Parameters
     ----------
-    choice : ``auto`` takes Annoy for large banks whose index was measured to find at least 99 % of
-        the true neighbors, and the exact search for all others
+    choice : ``auto`` takes Annoy for large banks, 200,000 references of 512 numbers or 1,250,000 of 16, whose
+        index was measured to find at least 99 % of the true neighbors, and the exact search for all others
     bank : the bank
     n_workers : see `ExactSearch`
 
@@ -276,8 +276,8 @@ def choose_search(choice: SearchChoice, bank: Bank, n_workers: int = 1) -> Searc
     """
     check_choice("search", choice, get_args(SearchChoice))
     settings = bank.settings
-    n_numbers = bank.n_refs * bank.embedding.shape[1]
-    worthwhile = n_numbers >= ANNOY_FROM_NUMBERS and settings.annoy_recall >= ANNOY_MIN_RECALL
+    n_numbers = bank.n_refs * (bank.embedding.shape[1] + _LOOKED_AT)
+    worthwhile = n_numbers >= _ANNOY_FROM_NUMBERS and settings.annoy_recall >= ANNOY_MIN_RECALL
     if choice == "exact" or (choice == "auto" and not (worthwhile and annoy_installed())):
         return ExactSearch(bank.embedding, settings.distance, n_workers)
     # Annoy reads only files, and maps them: on POSIX the mapping outlives the name.

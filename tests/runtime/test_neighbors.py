@@ -341,9 +341,9 @@ def bank(n_refs=10, recall_=1.0, index=None):
     [
         ("exact", 10**6, 1.0, "exact"),
         ("auto", 10, 1.0, "exact"),  # few references
-        ("auto", 25 * 10**6, 0.98, "exact"),  # an index that misses too much
-        ("auto", 25 * 10**6 - 1, 0.99, "exact"),  # 99,999,996 numbers
-        ("auto", 25 * 10**6, 0.99, "annoy"),
+        ("auto", 1_428_572, 0.98, "exact"),  # an index that misses too much
+        ("auto", 1_428_571, 0.99, "exact"),  # of 4 numbers, and 80 each to look at: 119,999,964
+        ("auto", 1_428_572, 0.99, "annoy"),
         ("annoy", 10, 0.5, "annoy"),
     ],
 )
@@ -354,7 +354,7 @@ def test_choice_of_search(tmp_path, choice, n_refs, recall_, expected):
 
 def test_auto_without_annoy_is_exact(monkeypatch):
     monkeypatch.setattr(neighbors, "annoy_installed", lambda: False)
-    assert choose_search("auto", bank(25 * 10**6)).name == "exact"
+    assert choose_search("auto", bank(1_428_572)).name == "exact"
 
 
 def test_annoy_of_a_bank_without_index_is_refused():
