@@ -133,7 +133,7 @@ def _defaults(**known: Any) -> Check:
     """Say what a run would use; `known` is what a bank says more exactly."""
     from stinfer.encoder_stack import default_batch_size
     from stinfer.gpu import CUDA
-    from stinfer.neighbors import ANNOY_FROM_REFS, annoy_installed
+    from stinfer.neighbors import annoy_installed
     from stinfer.self_test import open_self_test
 
     provider = known.get("provider") or open_self_test("auto", threads=1).provider
@@ -144,10 +144,8 @@ def _defaults(**known: Any) -> Check:
         "batch_size": default_batch_size(on_gpu=provider == CUDA),
         **known,
     }
-    large = f" (annoy from {ANNOY_FROM_REFS:,} references on)" if annoy_installed() and not known else ""
-    search = facts["search"] if known else f"exact{large}"
     words = (
-        f"{provider.removesuffix('ExecutionProvider')}, {facts['threads']} threads, search {search}",
+        f"{provider.removesuffix('ExecutionProvider')}, {facts['threads']} threads, search {facts['search']}",
         f"patches {facts['batch_size']} at a time",
     )
     return Check("defaults", "ok", ", ".join(words), facts=facts)

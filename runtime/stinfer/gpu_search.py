@@ -1,8 +1,8 @@
 """Exact search where the models run: references stay on the GPU, which proposes more than are asked for.
 
 The distances of what it proposes are then computed as `ExactSearch` does, on the CPU. So what is found is the
-same to the bit, but where the k-th and the next are equally far within the rounding of a product: there
-`ExactSearch` may find the next, and this the k-th.
+same to the bit, but where more references than either proposes are equally far within the rounding of a
+product: there the two may find others of them.
 """
 
 from __future__ import annotations

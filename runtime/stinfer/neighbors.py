@@ -7,24 +7,30 @@ computed as the exact search computes them.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
-from itertools import repeat
+from contextlib import closing, nullcontext
+from functools import partial
+from itertools import cycle, repeat
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
+from stinfer.ahead import in_parallel
 from stinfer.bank import Bank
 from stinfer.contract import F32, I64
 from stinfer.errors import BankAlteredError, ExtraMissingError, SettingError, check_choice
+from stinfer.memory import Scratch
+from stinfer.nearest import Nearest
 from stinfer.stored_array import StoredArray, iter_blocks, take_rows
 
 Distance = Literal["cosine", "euclidean"]
 SearchChoice = Literal["auto", "exact", "annoy"]
-# Below this many references a matrix product is faster than Annoy at the recall that `auto` wants.
-ANNOY_FROM_REFS = 200_000
+# The exact search goes through this many numbers in 2 to 3 ms of a core; from there on, shared between two
+# cores, it takes longer than Annoy at a recall of 0.99. To look at what a product gave counts as 80 numbers.
+_ANNOY_FROM_NUMBERS, _LOOKED_AT = 120_000_000, 80
 ANNOY_MIN_RECALL = 0.99
 # Annoy's names for what orders neighbors the same way.
 ANNOY_METRIC: dict[Distance, Literal["angular", "euclidean"]] = {
@@ -34,10 +40,15 @@ ANNOY_METRIC: dict[Distance, Literal["angular", "euclidean"]] = {
 # Queries and references that are compared at once; with fewer queries more references. Their similarities,
 # 8 MB, stay in the cache.
 _QUERIES, _REFERENCES = 256, 8192
+# Of references that stay in their file, read at once.
+_BLOCK_BYTES = 8 << 20
+# Kept beyond what is asked for: more than ever lie within a rounding of the last. So what is found does not
+# depend on how products round.
+_SURPLUS = 8
 # Numbers of queries and of their neighbors that are subtracted at once: 1 MB.
 _DIFFERENCES = 1 << 18
-# Queries to collect for each pass over references that stay in their file.
-_QUERIES_A_PASS = 1024
+# Queries to collect for each pass over references that stay in their file: to read them is a tenth of it.
+_QUERIES_A_PASS = 2048
 
 
 class Search(Protocol):
@@ -84,14 +95,15 @@ class ExactSearch:
     def __init__(self, references: F32 | StoredArray, distance: Distance, n_workers: int = 1) -> None:
         self._distance: Distance = distance
         self._n_workers = n_workers
-        self._stored = references if isinstance(references, StoredArray) else None
-        self.queries_at_once = _QUERIES if self._stored is None else _QUERIES_A_PASS
         self._center = center_of(references, distance)
-        self._n_refs = len(references)
+        self._references = references
+        self._augmented: F32 | None = None
+        self.queries_at_once = _QUERIES_A_PASS
         if not isinstance(references, StoredArray):
+            self.queries_at_once = _QUERIES
             self._references = prepare(references, distance)
-            self._centered = self._references - self._center
-            self._half_norms = (self._centered * self._centered).sum(axis=1) / 2
+            self._augmented = np.empty((len(references), references.shape[1] + 1), dtype=np.float32)
+            self._augment(self._references, self._augmented)
 
     def query(
         self, queries: F32, k: int, excluded: I64 | None = None, groups: I64 | None = None
@@ -106,106 +118,81 @@ class ExactSearch:
         groups : (n_refs,), the group of each reference; needed with `excluded`
         """
         prepared = prepare(queries, self._distance)
-        centered = prepared - self._center
-        parts = [slice(i, i + _QUERIES) for i in range(0, len(queries), _QUERIES)]
-        nearest = [Nearest(len(centered[part]), k) for part in parts]
-        step = _REFERENCES * max(_QUERIES // max(len(queries), 1), 1)
+        augmented = np.ones((len(prepared), prepared.shape[1] + 1), dtype=np.float32)
+        np.subtract(prepared, self._center, out=augmented[:, :-1])
+        parts = [slice(i, i + _QUERIES) for i in range(0, len(prepared), _QUERIES)]
+        n_kept = min(k + _SURPLUS, len(self._references))
+        nearest = [Nearest(len(augmented[part]), n_kept) for part in parts]
+        n_workers = max(min(self._n_workers, len(parts)), 1)
+        unused: SimpleQueue[Scratch] = SimpleQueue()
+        for _ in range(n_workers):
+            unused.put(Scratch())
 
-        def look(part: slice, found: Nearest, block: tuple[int, F32, F32]) -> None:
-            first, references, half_norms = block
-            # Larger is nearer: q.r - |r|²/2 orders as the distance does, for cosine too (|r| = 1).
-            nearness = centered[part] @ references.T
-            nearness -= half_norms
-            if excluded is not None and groups is not None:
-                others = groups[None, first : first + len(references)]
-                nearness[excluded[part, None] == others] = -np.inf
-            found.add(nearness, first)
+        def look(part: slice, found: Nearest, block: tuple[int, F32]) -> None:
+            first, references = block
+            scratch = unused.get()
+            try:
+                shape = (len(augmented[part]), len(references))
+                nearness = scratch.empty("nearness", shape, np.float32)
+                np.matmul(augmented[part], references.T, out=nearness)
+                if excluded is not None and groups is not None:
+                    others = groups[None, first : first + len(references)]
+                    nearness[excluded[part, None] == others] = -np.inf
+                found.add(nearness, first, scratch)
+            finally:
+                unused.put(scratch)
 
-        n_workers = min(self._n_workers, len(parts))
-        with nullcontext() if n_workers < 2 else ThreadPoolExecutor(n_workers) as pool:
-            for block in self._blocks(step):
+        with (
+            nullcontext() if n_workers < 2 else ThreadPoolExecutor(n_workers) as pool,
+            closing(self._blocks(len(queries))) as blocks,
+        ):
+            for block in blocks:
                 list((map if pool is None else pool.map)(look, parts, nearest, repeat(block)))
         found_rows = np.concatenate(
-            [found.indices for found in nearest] or [np.empty((0, k), dtype=np.int64)]
+            [found.indices() for found in nearest] or [np.empty((0, n_kept), dtype=np.int64)]
         )
-        return ranked(prepared, self._rows, found_rows, self._distance)
+        distances, indices = ranked(prepared, self._rows, found_rows, self._distance)
+        return distances[:, :k], indices[:, :k]
 
-    def _blocks(self, step: int) -> Iterator[tuple[int, F32, F32]]:
-        """Give references less the center, and half their squared lengths, from which reference on."""
-        if self._stored is None:
-            for first in range(0, self._n_refs, step):
-                block = slice(first, first + step)
-                yield first, self._centered[block], self._half_norms[block]
+    def _blocks(self, n_queries: int) -> Generator[tuple[int, F32], None, None]:
+        """Give references, augmented, and from which on; those in a file are read ahead by another thread."""
+        n_refs, dim = self._references.shape
+        step = _REFERENCES * max(_QUERIES // max(n_queries, 1), 1)
+        if self._augmented is not None:
+            for first in range(0, n_refs, step):
+                yield first, self._augmented[first : first + step]
             return
-        for first in range(0, self._n_refs, step):
-            centered = prepare(self._stored[first : first + step], self._distance) - self._center
-            yield first, centered, (centered * centered).sum(axis=1) / 2
+        step = min(step, max(_BLOCK_BYTES // (4 * dim), 1))
+        # One is looked at, and up to two are read meanwhile.
+        memory = cycle([Scratch(), Scratch(), Scratch()])
+        tasks = (
+            partial(self._read, slice(first, min(first + step, n_refs)), scratch)
+            for first, scratch in zip(range(0, n_refs, step), memory, strict=False)
+        )
+        with closing(in_parallel(tasks, 1)) as blocks:
+            yield from blocks
+
+    def _read(self, rows: slice, scratch: Scratch) -> tuple[int, F32]:
+        augmented = scratch.empty("block", (rows.stop - rows.start, len(self._center) + 1), np.float32)
+        self._augment(prepare(self._references[rows], self._distance), augmented)
+        return rows.start, augmented
+
+    def _augment(self, prepared: F32, augmented: F32) -> None:
+        """Fill in references less the center, and behind them half their squared lengths, less than 0.
+
+        Behind a query less the center is a 1. So a product is q.r - |r|²/2: larger is nearer, and orders as
+        the distance does, for cosine too (|r| = 1).
+        """
+        centered = np.subtract(prepared, self._center, out=augmented[:, :-1])
+        np.einsum("nd,nd->n", centered, centered, out=augmented[:, -1])
+        augmented[:, -1] /= -2
 
     def _rows(self, rows: I64) -> F32:
-        if self._stored is None:
-            return self._references[rows]
-        return prepare(self._stored.take(rows), self._distance)
-
-
-class Nearest:
-    """The best of what was seen so far, for some queries.
-
-    Parameters
-    ----------
-    n, k : queries, and how many to keep of each
-
-    Attributes
-    ----------
-    indices : ndarray
-        (n, k), in no order.
-    """
-
-    def __init__(self, n: int, k: int) -> None:
-        self._nearness = np.full((n, k), -np.inf, dtype=np.float32)
-        self.indices: I64 = np.zeros((n, k), dtype=np.int64)
-        self._any = False
-
-    def add(self, nearness: F32, first: int) -> None:
-        """Look at further references.
-
-        Parameters
-        ----------
-        nearness : (n, n_block), larger is nearer
-        first : number of the first of them
-        """
-        n, k = self.indices.shape
-        limit = self._nearness.min(axis=1, keepdims=True)
-        if not self._any:
-            limit = np.maximum(limit, _surely_reached(nearness, k))
-            self._any = True
-        # Hardly any of them comes before the k-th of those before.
-        better = np.flatnonzero(nearness > limit)
-        if not better.size:
-            return
-        rows, columns = np.divmod(better, nearness.shape[1])
-        counts = np.bincount(rows, minlength=n)
-        slots = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
-        values = np.full((n, k + counts.max()), -np.inf, dtype=np.float32)
-        indices = np.zeros(values.shape, dtype=np.int64)
-        values[:, :k], indices[:, :k] = self._nearness, self.indices
-        values[rows, k + slots] = nearness.reshape(-1)[better]
-        indices[rows, k + slots] = first + columns
-        chosen = np.argpartition(-values, k - 1, axis=1)[:, :k]
-        self._nearness = np.take_along_axis(values, chosen, axis=1)
-        self.indices = np.take_along_axis(indices, chosen, axis=1)
-
-
-def _surely_reached(nearness: F32, k: int) -> F32:
-    """Return what at least `k` references of a block exceed, and few more, (n, 1); -inf if it has no more."""
-    n, n_block = nearness.shape
-    if n_block <= k:
-        return np.full((n, 1), -np.inf, dtype=np.float32)
-    # The best of every group: so many of them are enough to tell.
-    size = max(n_block // (4 * k), 1)
-    n_groups = n_block // size
-    best = nearness[:, : size * n_groups].reshape(n, size, n_groups).max(axis=1)
-    kth = np.partition(best, n_groups - k, axis=1)[:, n_groups - k, np.newaxis]
-    return np.asarray(np.nextafter(kth, np.float32(-np.inf)), dtype=np.float32)
+        if isinstance(self._references, StoredArray):
+            # Queries that follow one another share most of their neighbors.
+            used, places = np.unique(rows, return_inverse=True)
+            return prepare(self._references.take(used), self._distance)[places]
+        return self._references[rows]
 
 
 class AnnoySearch:
@@ -242,12 +229,15 @@ class AnnoySearch:
         """Find the nearest references; see `Search.query`."""
         prepared = prepare(queries, self._distance)
         found = np.empty((len(prepared), k), dtype=np.int64)
+        # It counts the nodes of all trees; so many are all there are.
+        every = self._index.get_n_trees() * len(self._references)
         for i, vector in enumerate(prepared):
-            candidates = self._index.get_nns_by_vector(vector, k, search_k=max(self._search_k, k))
-            if len(candidates) < k:
-                # It counts the nodes of all trees; so many are all there are.
-                every = self._index.get_n_trees() * len(self._references)
-                candidates = self._index.get_nns_by_vector(vector, k, search_k=every)
+            search_k = max(self._search_k, k)
+            candidates = self._index.get_nns_by_vector(vector, k, search_k=search_k)
+            while len(candidates) < k and search_k < every:
+                # Several trees propose the same references. To inspect all nodes takes a second.
+                search_k = min(2 * search_k, every)
+                candidates = self._index.get_nns_by_vector(vector, k, search_k=search_k)
             found[i] = candidates
         return ranked(prepared, self._rows, found, self._distance)
 
@@ -272,8 +262,8 @@ def choose_search(choice: SearchChoice, bank: Bank, n_workers: int = 1) -> Searc
 
     Parameters
     ----------
-    choice : ``auto`` takes Annoy for large banks whose index was measured to find at least 99 % of
-        the true neighbors, and the exact search for all others
+    choice : ``auto`` takes Annoy for large banks, 200,000 references of 512 numbers or 1,250,000 of 16, whose
+        index was measured to find at least 99 % of the true neighbors, and the exact search for all others
     bank : the bank
     n_workers : see `ExactSearch`
 
@@ -286,7 +276,8 @@ def choose_search(choice: SearchChoice, bank: Bank, n_workers: int = 1) -> Searc
     """
     check_choice("search", choice, get_args(SearchChoice))
     settings = bank.settings
-    worthwhile = bank.n_refs >= ANNOY_FROM_REFS and settings.annoy_recall >= ANNOY_MIN_RECALL
+    n_numbers = bank.n_refs * (bank.embedding.shape[1] + _LOOKED_AT)
+    worthwhile = n_numbers >= _ANNOY_FROM_NUMBERS and settings.annoy_recall >= ANNOY_MIN_RECALL
     if choice == "exact" or (choice == "auto" and not (worthwhile and annoy_installed())):
         return ExactSearch(bank.embedding, settings.distance, n_workers)
     # Annoy reads only files, and maps them: on POSIX the mapping outlives the name.
@@ -347,7 +338,7 @@ def ranked(queries: F32, rows: Callable[[I64], F32], found: I64, distance: Dista
     ----------
     queries : (n, dim), prepared
     rows : gives some references, prepared
-    found : (n, k), references of each query
+    found : (n, k), references of each query; -1 for none, which are infinitely far
     distance : as in `ExactSearch`
     """
     # By index first, so that ties come in the references' order.
@@ -356,10 +347,11 @@ def ranked(queries: F32, rows: Callable[[I64], F32], found: I64, distance: Dista
     step = max(_DIFFERENCES // max(found.shape[1] * queries.shape[1], 1), 1)
     for first in range(0, len(found), step):
         some = slice(first, first + step)
-        difference = rows(found[some].reshape(-1)).reshape(*found[some].shape, -1)
+        difference = rows(np.maximum(found[some], 0).reshape(-1)).reshape(*found[some].shape, -1)
         difference = difference - queries[some, np.newaxis]
         squared = np.einsum("nkd,nkd->nk", difference, difference)
         distances[some] = squared / 2 if distance == "cosine" else np.sqrt(squared)
+    distances[found < 0] = np.inf
     order = np.argsort(distances, axis=1, kind="stable")
     return np.take_along_axis(distances, order, axis=1), np.take_along_axis(found, order, axis=1)
 

@@ -9,6 +9,8 @@ import pytest
 
 from stinfer import neighbors
 from stinfer.errors import ExtraMissingError, SettingError
+from stinfer.memory import Scratch
+from stinfer.nearest import Nearest
 from stinfer.neighbors import AnnoySearch, ExactSearch, choose_search, prepare, recall
 from stinfer.stored_array import StoredArray
 
@@ -90,6 +92,23 @@ def test_of_equally_far_references_the_same_are_taken_every_time():
     second = ExactSearch(references, "euclidean").query(queries, 3)
     assert np.array_equal(first[1], second[1])
     assert all(len(set(row)) == 3 for row in first[1].tolist())
+
+
+def test_of_references_at_one_place_the_first_are_found(monkeypatch):
+    monkeypatch.setattr(neighbors, "_REFERENCES", 16)
+    references = np.concatenate([np.full((9, 4), 5), np.ones((200, 4)), np.full((9, 4), 5)])
+    _, indices = ExactSearch(f32(references), "euclidean").query(f32(np.zeros((300, 4))), 3)
+    assert indices.tolist() == [[9, 10, 11]] * 300
+
+
+def test_what_a_product_rounds_away_is_told_apart():
+    # Six references each at two places far apart: squared lengths of 8,000,000 drop what is below 1/2.
+    references = np.concatenate([cloud(6, 8, 25, offset=at, spread=0.01) for at in (-1000, 1000)])
+    queries = np.concatenate([cloud(20, 8, 26, offset=at, spread=0.01) for at in (-1000, 1000)])
+    exact = np.linalg.norm(queries[:, None].astype(float) - references[None].astype(float), axis=2)
+    distances, indices = ExactSearch(references, "euclidean").query(queries, 2)
+    assert np.array_equal(indices, np.argsort(exact, axis=1)[:, :2])
+    np.testing.assert_allclose(distances, np.sort(exact, axis=1)[:, :2], rtol=1e-5)
 
 
 def test_excluded_groups_are_not_found():
@@ -224,6 +243,24 @@ def test_annoy_always_gives_k_neighbors(tmp_path):
     assert [len(set(row)) for row in indices.tolist()] == [250] * 5
 
 
+def test_annoy_inspects_no_more_than_it_takes(tmp_path, monkeypatch):
+    references = cloud(300, 8, 13)
+    search = AnnoySearch(annoy_file(tmp_path, references, "euclidean", trees=10), references, "euclidean", 1)
+    asked = []
+
+    class Index:
+        def get_n_trees(self):
+            return 10
+
+        def get_nns_by_vector(self, vector, k, search_k):
+            asked.append(search_k)
+            return list(range(min(k, search_k // 10)))
+
+    monkeypatch.setattr(search, "_index", Index())
+    search.query(cloud(1, 8, 14), 25)
+    assert asked == [25, 50, 100, 200, 400]
+
+
 def test_an_index_of_other_references_is_noticed(tmp_path):
     references = cloud(60, 8, 15)
     index = annoy_file(tmp_path, references, "cosine")
@@ -262,14 +299,27 @@ def test_references_in_a_file_are_searched_as_those_in_memory(tmp_path, distance
     assert np.array_equal(found[0], held[0])
 
 
+def test_of_a_large_file_few_references_are_held_however_few_queries_there_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(neighbors, "_BLOCK_BYTES", 4 * 12 * 100)
+    references = stored(tmp_path, cloud(1000, 12, 23))
+    search = ExactSearch(references, "euclidean")
+    held = []
+
+    def read(self, rows, of=StoredArray.__getitem__):
+        held.append(of(self, rows))
+        return held[-1]
+
+    monkeypatch.setattr(StoredArray, "__getitem__", read)
+    search.query(cloud(1, 12, 24), 3)
+    assert [len(block) for block in held] == [100] * 10
+
+
 def test_the_nearest_are_kept_block_by_block():
-    nearest = neighbors.Nearest(2, 3)
-    nearest.add(f32([[5, 1, 4, 2], [0, 0, 0, 0]]), 0)
-    nearest.add(f32([[3, -4, 9, 0], [0, -1, 0, 7]]), 4)
-    assert sorted(nearest.indices[0].tolist()) == [0, 2, 6]  # 5, 4 and 9
-    # What equals the third does not displace it: 7, and two of the four zeros that came first.
-    assert sorted(nearest.indices[1].tolist())[2] == 7
-    assert sorted(nearest.indices[1].tolist())[1] < 4
+    nearest = Nearest(2, 3)
+    nearest.add(f32([[5, 1, 4, 2], [0, 0, 0, 0]]), 0, Scratch())
+    nearest.add(f32([[3, -4, 9, 0], [0, -1, 0, 7]]), 4, Scratch())
+    # 5, 4 and 9. What equals the third does not displace it: 7, and the two zeros that came first.
+    assert nearest.indices().tolist() == [[0, 2, 6], [0, 1, 7]]
 
 
 # --- choice ---------------------------------------------------------------------------------------
@@ -291,8 +341,9 @@ def bank(n_refs=10, recall_=1.0, index=None):
     [
         ("exact", 10**6, 1.0, "exact"),
         ("auto", 10, 1.0, "exact"),  # few references
-        ("auto", 10**6, 0.98, "exact"),  # an index that misses too much
-        ("auto", 10**6, 0.99, "annoy"),
+        ("auto", 1_428_572, 0.98, "exact"),  # an index that misses too much
+        ("auto", 1_428_571, 0.99, "exact"),  # of 4 numbers, and 80 each to look at: 119,999,964
+        ("auto", 1_428_572, 0.99, "annoy"),
         ("annoy", 10, 0.5, "annoy"),
     ],
 )
@@ -303,7 +354,7 @@ def test_choice_of_search(tmp_path, choice, n_refs, recall_, expected):
 
 def test_auto_without_annoy_is_exact(monkeypatch):
     monkeypatch.setattr(neighbors, "annoy_installed", lambda: False)
-    assert choose_search("auto", bank(10**6)).name == "exact"
+    assert choose_search("auto", bank(1_428_572)).name == "exact"
 
 
 def test_annoy_of_a_bank_without_index_is_refused():

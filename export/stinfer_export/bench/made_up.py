@@ -27,6 +27,8 @@ _PREDICTABLE_EACH = 5
 # Numbers of an embedding after a supervised metric, and of a cell after its projection.
 N_MAPPED, N_PROJECTED = 16, 64
 _N_CLUSTERS = 200
+# References drawn at once, which stay in the cache.
+_DRAWN = 1024
 # Queries on a line from one reference to another.
 _STEPS = 64
 
@@ -167,9 +169,13 @@ def _cloud(rng: np.random.Generator, n_refs: int, metric: AffineMetric, around: 
     else:
         places = metric.apply(around)
     spread = places.std(axis=0) / 2 + np.float32(1e-3)
-    drawn = rng.standard_normal((n_refs, n_numbers), dtype=np.float32)
-    drawn *= spread
-    drawn += places[rng.integers(0, len(places), n_refs)]
+    of = rng.integers(0, len(places), n_refs)
+    drawn = np.empty((n_refs, n_numbers), dtype=np.float32)
+    for first in range(0, n_refs, _DRAWN):
+        block = drawn[first : first + _DRAWN]
+        rng.standard_normal(out=block, dtype=np.float32)
+        block *= spread
+        block += places[of[first : first + _DRAWN]]
     return drawn
 
 
@@ -185,6 +191,9 @@ def _expression(rng: np.random.Generator, size: Size) -> Sparse:
     step = size.n_genes // size.n_stored
     columns = np.arange(size.n_stored, dtype=np.int32) * step
     indices = (columns + rng.integers(0, step, (size.n_refs, 1), dtype=np.int32)).reshape(-1)
-    data = np.resize(rng.gamma(2.0, 0.5, 1 << 20).astype(np.float32) + np.float32(0.01), len(indices))
+    values = rng.gamma(2.0, 0.5, 1 << 20).astype(np.float32) + np.float32(0.01)
+    data = np.empty(len(indices), dtype=np.float32)
+    for first in range(0, len(data), len(values)):
+        data[first : first + len(values)] = values[: len(data) - first]
     indptr = np.arange(size.n_refs + 1, dtype=np.int64) * size.n_stored
     return Sparse(data, indices, indptr, size.n_genes)

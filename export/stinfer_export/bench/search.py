@@ -21,8 +21,10 @@ from stinfer_export.bench.tables import markdown
 N_QUERIES = 4096
 # How long a search is measured, at least one block of queries.
 SECONDS = 3.0
-# Stored values of all references together: 1.6 GB with their columns. Larger banks get fewer a reference.
+# Stored values of all references together: 1.6 GB with their columns. Larger banks get fewer a reference;
+# where that is less than a measured one has, hardly any: then only the search is measured.
 _MAX_STORED = 200_000_000
+_LEAST_MEASURED, _HARDLY_ANY = 1000, 50
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,9 @@ def measure(
     """
     for n_refs, n_numbers in sizes:
         say(f"{n_refs:,} references of {n_numbers} numbers")
-        size = Size(n_refs, n_stored=min(3000, _MAX_STORED // n_refs), n_numbers=n_numbers)
+        n_stored = min(Size.n_stored, _MAX_STORED // n_refs)
+        averages = n_stored >= _LEAST_MEASURED
+        size = Size(n_refs, n_stored=n_stored if averages else _HARDLY_ANY, n_numbers=n_numbers)
         ways = ["exact", "annoy"] if n_refs * n_numbers <= annoy_up_to else ["exact"]
         path = folder / f"search_{n_refs}_{n_numbers}_{ways[-1]}.h5"
         if not path.exists():
@@ -79,7 +83,7 @@ def measure(
         for _ in range(n_rounds):
             for way in ways:
                 spec = {
-                    "bank": str(path), "device": device, "search": way, "k": K,
+                    "bank": str(path), "device": device, "search": way, "k": K, "averages": averages,
                     "queries": str(folder / "queries.npy"),
                     "seconds": SECONDS, "neighbors": str(folder / f"{way}.npz"),
                 }  # fmt: skip
@@ -100,8 +104,9 @@ def summarize(cases: Sequence[Case]) -> list[dict[str, Any]]:
     """Return medians and spread, ready for JSON."""
     rows = []
     for case in cases:
-        figures = {name: [run[name] for run in case.runs] for name in ("load_s", "per_second", "average_ms")}
-        figures["peak_mb"] = [run["peak_bytes"] / 1e6 for run in case.runs if run["peak_bytes"] is not None]
+        names = ("load_s", "per_second", "query_cpu_ms", "average_ms", "peak_bytes")
+        figures = {name: [run[name] for run in case.runs if run[name] is not None] for name in names}
+        figures["peak_mb"] = [peak / 1e6 for peak in figures.pop("peak_bytes")]
         rows.append(
             {
                 "n_refs": case.n_refs,
@@ -117,21 +122,22 @@ def summarize(cases: Sequence[Case]) -> list[dict[str, Any]]:
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Lay out what `summarize` gave as Markdown."""
     header = [
-        "references", "numbers", "search", "queries/s", "recall@50", "load", "average 15,000 genes",
-        "peak memory",
+        "references", "numbers", "search", "queries/s", "CPU a query", "recall@50", "load",
+        "average 15,000 genes", "peak memory",
     ]  # fmt: skip
     cells = []
     for row in rows:
-        peak = row.get("peak_mb")
+        peak, average = row.get("peak_mb"), row.get("average_ms")
         cells.append(
             [
                 f"{row['n_refs']:,}",
                 f"{row['n_numbers']}",
                 row["search"],
                 f"{row['per_second']['median']:,.0f}",
+                f"{row['query_cpu_ms']['median']:.2f} ms",
                 f"{row['recall_50']:.3f}",
                 f"{row['load_s']['median']:.1f} s",
-                f"{row['average_ms']['median']:.2f} ms",
+                "-" if average is None else f"{average['median']:.2f} ms",
                 "-" if peak is None else f"{peak['median']:,.0f} MB",
             ]
         )
