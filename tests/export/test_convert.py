@@ -1,8 +1,6 @@
 """Backbones from checkpoint to ONNX file, measured against torch by the test's own arithmetic."""
 
 import hashlib
-import logging
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -30,7 +28,6 @@ from stinfer_export.errors import (  # noqa: E402
 )
 from stinfer_export.registry import resolve  # noqa: E402
 
-SHARED = Path(os.environ.get("STINFER_DATA", Path(__file__).parents[3] / "shared"))
 TINY = "test_resnet.r160_in1k"
 TOLERANCE = 1e-4
 
@@ -157,10 +154,21 @@ PAPER = [
         DENSENET,
         (256, 512, 1024),
         id="densenet121",
+        marks=pytest.mark.slow,
     ),
     pytest.param("resnet18", "a.pth", None, "", True, 512, 512, RESNET, (64, 128, 256), id="resnet18"),
     pytest.param(
-        "resnet50", "pytorch_model.bin", None, "", False, 2048, 2048, RESNET, (256, 512, 1024), id="resnet50"
+        "resnet50",
+        "pytorch_model.bin",
+        None,
+        "",
+        False,
+        2048,
+        2048,
+        RESNET,
+        (256, 512, 1024),
+        id="resnet50",
+        marks=pytest.mark.slow,
     ),
     pytest.param(
         "resnext50d_32x4d",
@@ -223,14 +231,8 @@ def test_the_papers_five_are_exported(
     path.unlink()
 
 
-def test_the_shared_weights_see(tmp_path, caplog):
-    checkpoint = SHARED / "weights" / "mobilenetv2_100.pth"
-    if not checkpoint.is_file():
-        pytest.skip("no weights/mobilenetv2_100.pth in STINFER_DATA")
-
-    with caplog.at_level(logging.INFO, logger="stinfer_export"):
-        path = convert.convert_backbone("mobilenetv2_100", checkpoint, tmp_path)
-
+def test_the_shared_weights_see(conversion):
+    path, said = conversion
     session = open_onnx(path)
     card = read_card(session)
     assert (card.dim, card.channels, card.stride) == (1280, 1280, 32)
@@ -245,7 +247,7 @@ def test_the_shared_weights_see(tmp_path, caplog):
     assert unit[0] @ unit[2] < 0.5
 
     x, y = card.map_traits.offset_px
-    assert f"{path}: map: halo 7 cells, offset {x:g} x {y:g} px" in caplog.text
+    assert f"{path}: map: halo 7 cells, offset {x:g} x {y:g} px" in said
     assert card.map_traits.halo_cells == 7
     assert -9 <= x <= 0
     assert -10 <= y <= 0
