@@ -85,6 +85,7 @@ def test_stain_texture_predicts_c5_from_its_map(tmp_path: Path) -> None:
     assert predict_c5(export_backbone("stain_texture", None, tmp_path), tmp_path, STANDARDIZED_MAP) >= 0.29
 
 
+@pytest.mark.slow
 @needs_her2st
 def test_mobilenetv2_predicts_c5_from_patches(mobilenet: Path, tmp_path: Path) -> None:
     assert predict_c5(mobilenet, tmp_path, PATCHES) >= 0.29
