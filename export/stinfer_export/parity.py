@@ -116,8 +116,8 @@ def _keeping_features(backbone: torch.nn.Module) -> Iterator[list[torch.Tensor]]
     kept: list[torch.Tensor] = []
     forward_features = network.forward_features
 
-    def keep(images: torch.Tensor) -> torch.Tensor:
-        features: torch.Tensor = forward_features(images)
+    def keep(*given: Any, **options: Any) -> torch.Tensor:
+        features: torch.Tensor = forward_features(*given, **options)
         # A copy, since a head may compute in place.
         kept.append(features.clone())
         return features
