@@ -51,10 +51,12 @@ export: $(RUN)  ## convert the backbones in models/checkpoints and build referen
 	@if ls -d models/checkpoints/* 2>/dev/null | grep -qv README.md; then $(MAKE) --no-print-directory $(CONVERT); fi
 	$(BIN)/stinfer-export all $(if $(HER2ST),--her2st '$(HER2ST)') $(if $(MODEL),--model '$(MODEL)')
 
-test: $(DEV)  ## run the tests
-	$(BIN)/python -m pytest -m "not slow"
+# Two processes, each a whole file at a time, since fixtures of a file are dear; in the order of the files,
+# which begins with the longest.
+test: $(DEV)  ## run the tests, two files at a time
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
-test-slow: $(DEV)  ## run the slow proofs too
+test-slow: $(DEV)  ## run the slow proofs too, one after the other
 	$(BIN)/python -m pytest
 
 test-wheel: build  ## run the runtime's tests from the built wheel, with base dependencies and `cpu` alone

@@ -150,6 +150,10 @@ def find_stages(backbone: torch.nn.Module, stride: int) -> tuple[Stage, ...]:
     backbone : timm network
     stride : of its last map
     """
+    return tuple(s for s in _described_stages(backbone) if s.reduction < stride and stride % s.reduction == 0)
+
+
+def _described_stages(backbone: torch.nn.Module) -> tuple[Stage, ...]:
     described = getattr(backbone, "feature_info", None)
     described = getattr(described, "info", described)
     if not isinstance(described, list):
@@ -158,7 +162,7 @@ def find_stages(backbone: torch.nn.Module, stride: int) -> tuple[Stage, ...]:
         int(one["reduction"]): Stage(one["module"], int(one["num_chs"]), int(one["reduction"]))
         for one in described
     }
-    return tuple(found[r] for r in STAGE_REDUCTIONS if r in found and r < stride and stride % r == 0)
+    return tuple(found[r] for r in STAGE_REDUCTIONS if r in found)
 
 
 def find_feature_map(backbone: torch.nn.Module, spec: BackboneSpec) -> FeatureMap | None:
@@ -171,7 +175,7 @@ def find_feature_map(backbone: torch.nn.Module, spec: BackboneSpec) -> FeatureMa
         return None
     height_px, width_px = (cells * _PROBE_CELL_PX for cells in _PROBE_CELLS)
     images = torch.zeros(1, 3, height_px, width_px)
-    with torch.inference_mode():
+    with torch.inference_mode(), watching(backbone, _described_stages(backbone)) as seen:
         features = backbone.forward_features(images)  # type: ignore[operator]
     if not isinstance(features, torch.Tensor) or features.ndim != 4:
         return None
@@ -180,10 +184,8 @@ def find_feature_map(backbone: torch.nn.Module, spec: BackboneSpec) -> FeatureMa
     if rows * stride != height_px or columns * stride != width_px:
         return None
     stages = find_stages(backbone, stride)
-    with torch.inference_mode(), watching(backbone, stages) as seen:
-        backbone.forward_features(images)  # type: ignore[operator]
     expected = {s.module: (1, s.channels, height_px // s.reduction, width_px // s.reduction) for s in stages}
-    if {name: tuple(given.shape) for name, given in seen.items()} != expected:
+    if any(name not in seen or seen[name].shape != shape for name, shape in expected.items()):
         stages = ()  # channels last, as of a transformer's stages
     return FeatureMap(channels, stride, stages)
 

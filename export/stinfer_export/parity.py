@@ -7,7 +7,9 @@ graph under test takes part in it.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +17,7 @@ from stinfer.contract import F32, MODEL_EMBEDDING, MODEL_FEATURES, MODEL_INPUT, 
 from stinfer.errors import ExtraMissingError
 from stinfer.onnx_runtime import ORT_ERRORS, ort
 from stinfer_export.errors import ParityError
-from stinfer_export.graph import find_feature_map, watching
+from stinfer_export.graph import FeatureMap, find_feature_map, watching
 from stinfer_export.registry import BackboneSpec
 from stinfer_export.tissue_noise import tissue_patch
 
@@ -54,8 +56,9 @@ def check_parity(
     session = _session(path, spec.name)
     outputs = [output.name for output in session.get_outputs()]
     worst = dict.fromkeys(outputs, 0.0)
+    feature_map = find_feature_map(backbone, spec)
     for pixels in sample_batches(spec):
-        truths = reference(backbone, spec, pixels)
+        truths = reference(backbone, spec, pixels, feature_map)
         batch = f"{pixels.shape[0]} patches of {pixels.shape[1]} x {pixels.shape[2]} px"
         try:
             given = session.run(outputs, {MODEL_INPUT: pixels})
@@ -70,7 +73,9 @@ def check_parity(
     return worst
 
 
-def reference(backbone: torch.nn.Module, spec: BackboneSpec, pixels: U8) -> dict[str, F32]:
+def reference(
+    backbone: torch.nn.Module, spec: BackboneSpec, pixels: U8, feature_map: FeatureMap | None
+) -> dict[str, F32]:
     """Compute both outputs with torch.
 
     Parameters
@@ -78,6 +83,7 @@ def reference(backbone: torch.nn.Module, spec: BackboneSpec, pixels: U8) -> dict
     backbone : timm network without a classifier, in evaluation mode
     spec : its normalisation
     pixels : (n, height, width, 3), RGB
+    feature_map : the map whose stages are asked for; None for none
 
     Returns
     -------
@@ -86,12 +92,11 @@ def reference(backbone: torch.nn.Module, spec: BackboneSpec, pixels: U8) -> dict
     """
     normalised = (pixels.astype(np.float64) / 255.0 - np.array(spec.mean)) / np.array(spec.std)
     images = torch.from_numpy(np.ascontiguousarray(normalised.transpose(0, 3, 1, 2), dtype=np.float32))
-    feature_map = find_feature_map(backbone, spec)
     stages = () if feature_map is None else feature_map.stages
-    with torch.inference_mode():
+    with torch.inference_mode(), watching(backbone, stages) as seen, _keeping_features(backbone) as kept:
         embedding = backbone(images)
-        with watching(backbone, stages) as seen:
-            features = backbone.forward_features(images)  # type: ignore[operator]  # torch types attributes as Module
+        if not kept:  # it computes an embedding without them
+            backbone.forward_features(images)  # type: ignore[operator]  # torch types attributes as Module
     moments = []
     for stage in stages:
         squares = seen[stage.module].numpy().astype(np.float64) ** 2
@@ -100,8 +105,28 @@ def reference(backbone: torch.nn.Module, spec: BackboneSpec, pixels: U8) -> dict
         whole = squares[:, :, : rows // side * side, : columns // side * side]
         cells = whole.reshape(n, channels, rows // side, side, columns // side, side)
         moments.append(cells.mean(axis=(3, 5)).astype(np.float32))
-    found = {MODEL_EMBEDDING: embedding.numpy(), MODEL_FEATURES: features.numpy()}
+    found = {MODEL_EMBEDDING: embedding.numpy(), MODEL_FEATURES: kept[0].numpy()}
     return found | dict(zip(moment_outputs(len(moments)), moments, strict=True))
+
+
+@contextmanager
+def _keeping_features(backbone: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
+    """Keep what `forward_features` gives on the way to an embedding, so that the network runs once."""
+    network: Any = backbone
+    kept: list[torch.Tensor] = []
+    forward_features = network.forward_features
+
+    def keep(*given: Any, **options: Any) -> torch.Tensor:
+        features: torch.Tensor = forward_features(*given, **options)
+        # A copy, since a head may compute in place.
+        kept.append(features.clone())
+        return features
+
+    network.forward_features = keep
+    try:
+        yield kept
+    finally:
+        del network.forward_features
 
 
 def relative_error(found: F32, truth: F32, name: str, batch: str) -> float:

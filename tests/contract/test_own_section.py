@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -18,23 +17,12 @@ from stinfer_export.bank_builder import build_bank
 from stinfer_export.bank_plan import BankPlan, with_preset
 from stinfer_export.datasets import her2st
 from stinfer_export.datasets.section import Section
-from stinfer_export.export_all import export_backbone
 from stinfer_export.gene_choice import variable_genes
 
 SHARED = Path(os.environ.get("STINFER_DATA", Path(__file__).parents[2] / ".." / "shared"))
 HER2ST = SHARED / "her2st"
-WEIGHTS = SHARED / "weights" / "mobilenetv2_100.pth"
 
-pytestmark = [
-    pytest.mark.skipif(not HER2ST.is_dir(), reason=f"no {HER2ST}"),
-    pytest.mark.skipif(not WEIGHTS.is_file(), reason=f"no {WEIGHTS}"),
-    pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="no timm"),
-]
-
-
-@pytest.fixture(scope="module")
-def mobilenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_backbone("mobilenetv2_100", WEIGHTS, tmp_path_factory.mktemp("model"))
+pytestmark = pytest.mark.skipif(not HER2ST.is_dir(), reason=f"no {HER2ST}")
 
 
 @pytest.fixture(scope="module")

@@ -27,14 +27,12 @@ _SPEC.loader.exec_module(visium_like)
 
 SHARED = Path(os.environ.get("STINFER_DATA", Path(__file__).parents[2] / ".." / "shared"))
 HER2ST = SHARED / "her2st"
-WEIGHTS = SHARED / "weights" / "mobilenetv2_100.pth"
 C5_SPOTS = HER2ST / "ST-spotfiles" / "C5_selection.tsv"
 C5_COUNTS = HER2ST / "ST-cnts" / "C5.tsv.gz"
 # What the merged bank may lose.
 SLACK = 0.01
 
 needs_her2st = pytest.mark.skipif(not HER2ST.is_dir(), reason=f"no {HER2ST}")
-needs_weights = pytest.mark.skipif(not WEIGHTS.is_file(), reason=f"no {WEIGHTS}")
 
 
 def prove(model: Path, folder: Path) -> None:
@@ -112,7 +110,5 @@ def test_stain_texture_of_two_platforms(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @needs_her2st
-@needs_weights
-def test_mobilenetv2_of_two_platforms(tmp_path: Path) -> None:
-    pytest.importorskip("timm")
-    prove(export_backbone("mobilenetv2_100", WEIGHTS, tmp_path), tmp_path)
+def test_mobilenetv2_of_two_platforms(mobilenet: Path, tmp_path: Path) -> None:
+    prove(mobilenet, tmp_path)

@@ -27,18 +27,10 @@ from stinfer_export.score import score_prediction
 
 SHARED = Path(os.environ.get("STINFER_DATA", Path(__file__).parents[2] / ".." / "shared"))
 HER2ST = SHARED / "her2st"
-WEIGHTS = SHARED / "weights" / "mobilenetv2_100.pth"
 C5_SPOTS = HER2ST / "ST-spotfiles" / "C5_selection.tsv"
 C5_MPP = 0.69
 
 needs_her2st = pytest.mark.skipif(not HER2ST.is_dir(), reason=f"no {HER2ST}")
-needs_weights = pytest.mark.skipif(not WEIGHTS.is_file(), reason=f"no {WEIGHTS}")
-
-
-@pytest.fixture(scope="module")
-def mobilenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("timm")
-    return export_backbone("mobilenetv2_100", WEIGHTS, tmp_path_factory.mktemp("model"))
 
 
 def c5_image() -> Path:
@@ -93,14 +85,13 @@ def test_stain_texture_predicts_c5_from_its_map(tmp_path: Path) -> None:
     assert predict_c5(export_backbone("stain_texture", None, tmp_path), tmp_path, STANDARDIZED_MAP) >= 0.29
 
 
+@pytest.mark.slow
 @needs_her2st
-@needs_weights
 def test_mobilenetv2_predicts_c5_from_patches(mobilenet: Path, tmp_path: Path) -> None:
     assert predict_c5(mobilenet, tmp_path, PATCHES) >= 0.29
 
 
 @needs_her2st
-@needs_weights
 @pytest.mark.parametrize(
     ("preset", "settings", "least"),
     [("fast", {}, 0.37), pytest.param("custom", PRINCIPAL_MAP, 0.32, marks=pytest.mark.slow)],
@@ -151,7 +142,6 @@ REGION_TOLERANCE = 0.01
 
 
 @needs_her2st
-@needs_weights
 def test_cells_do_not_depend_on_how_a_slide_is_cut_into_regions(mobilenet: Path) -> None:
     encoder = Encoder(mobilenet.read_bytes(), str(mobilenet), pooling="map", device="cpu")
     encoders = EncoderStack([Member(encoder)], "map")

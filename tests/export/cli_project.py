@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import anndata
@@ -22,6 +24,23 @@ _SPEC.loader.exec_module(fixtures)
 _SPEC = importlib.util.spec_from_file_location("bank_sections", Path(__file__).parent / "bank_sections.py")
 sections = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(sections)
+
+# Stands in for a machine without PyTorch: whoever imports any of it fails.
+WITHOUT_TORCH = """\
+import sys
+
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"torch", "torchvision", "timm"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+sys.meta_path.insert(0, Absent())
+from stinfer_export.cli import main
+
+main(prog_name="stinfer-export")
+"""
 
 
 def _walk(command, path=()):
@@ -70,3 +89,13 @@ def succeed(*arguments):
     result = run(*arguments)
     assert result.exit_code == 0, result.output
     return result.output
+
+
+def without_torch(*arguments):
+    """Run the command in a process of its own, in which torch cannot be imported."""
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", WITHOUT_TORCH, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )

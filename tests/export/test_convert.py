@@ -1,8 +1,6 @@
 """Backbones from checkpoint to ONNX file, measured against torch by the test's own arithmetic."""
 
 import hashlib
-import logging
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -30,7 +28,6 @@ from stinfer_export.errors import (  # noqa: E402
 )
 from stinfer_export.registry import resolve  # noqa: E402
 
-SHARED = Path(os.environ.get("STINFER_DATA", Path(__file__).parents[3] / "shared"))
 TINY = "test_resnet.r160_in1k"
 TOLERANCE = 1e-4
 
@@ -69,6 +66,15 @@ def tiny(tmp_path_factory):
     torch.save(model.state_dict(), path)
     model.reset_classifier(0)
     return path, model
+
+
+@pytest.fixture(scope="module")
+def tiny_again(tiny, tmp_path_factory):
+    """Convert the small network once more, over another file."""
+    target = tmp_path_factory.mktemp("tiny-again") / f"{TINY}.onnx"
+    target.write_bytes(b"mine")
+    assert convert.convert_backbone(TINY, tiny[0], target.parent, overwrite=True) == target
+    return target
 
 
 def patches(n, height_px, width_px, seed=0):
@@ -157,10 +163,21 @@ PAPER = [
         DENSENET,
         (256, 512, 1024),
         id="densenet121",
+        marks=pytest.mark.slow,
     ),
     pytest.param("resnet18", "a.pth", None, "", True, 512, 512, RESNET, (64, 128, 256), id="resnet18"),
     pytest.param(
-        "resnet50", "pytorch_model.bin", None, "", False, 2048, 2048, RESNET, (256, 512, 1024), id="resnet50"
+        "resnet50",
+        "pytorch_model.bin",
+        None,
+        "",
+        False,
+        2048,
+        2048,
+        RESNET,
+        (256, 512, 1024),
+        id="resnet50",
+        marks=pytest.mark.slow,
     ),
     pytest.param(
         "resnext50d_32x4d",
@@ -223,14 +240,8 @@ def test_the_papers_five_are_exported(
     path.unlink()
 
 
-def test_the_shared_weights_see(tmp_path, caplog):
-    checkpoint = SHARED / "weights" / "mobilenetv2_100.pth"
-    if not checkpoint.is_file():
-        pytest.skip("no weights/mobilenetv2_100.pth in STINFER_DATA")
-
-    with caplog.at_level(logging.INFO, logger="stinfer_export"):
-        path = convert.convert_backbone("mobilenetv2_100", checkpoint, tmp_path)
-
+def test_the_shared_weights_see(conversion):
+    path, said = conversion
     session = open_onnx(path)
     card = read_card(session)
     assert (card.dim, card.channels, card.stride) == (1280, 1280, 32)
@@ -245,7 +256,7 @@ def test_the_shared_weights_see(tmp_path, caplog):
     assert unit[0] @ unit[2] < 0.5
 
     x, y = card.map_traits.offset_px
-    assert f"{path}: map: halo 7 cells, offset {x:g} x {y:g} px" in caplog.text
+    assert f"{path}: map: halo 7 cells, offset {x:g} x {y:g} px" in said
     assert card.map_traits.halo_cells == 7
     assert -9 <= x <= 0
     assert -10 <= y <= 0
@@ -328,13 +339,12 @@ def _signature(value):
     return value.name, value.type.tensor_type.elem_type, [axis.dim_param or axis.dim_value for axis in shape]
 
 
-def test_the_bytes_tell_neither_time_nor_place(tiny, tiny_onnx, tmp_path):
+def test_the_bytes_tell_neither_time_nor_place(tiny_onnx, tiny_again):
     first = tiny_onnx.read_bytes()
-    again = convert.convert_backbone(TINY, tiny[0], tmp_path).read_bytes()
 
-    assert first == again
+    assert first == tiny_again.read_bytes()
     for trace in (
-        str(tmp_path),
+        str(tiny_again.parent),
         str(tiny_onnx.parent),
         "site-packages",
         "File ",
@@ -374,15 +384,16 @@ def test_a_file_that_computes_something_else_is_not_kept(tiny, tmp_path, monkeyp
     assert list((tmp_path / "models").iterdir()) == []
 
 
-def test_a_file_is_replaced_only_on_request(tiny, tmp_path):
+def test_a_file_is_replaced_only_on_request(tiny, tiny_again, tmp_path):
     target = tmp_path / f"{TINY}.onnx"
     target.write_bytes(b"mine")
 
     with pytest.raises(OutputExistsError, match=TINY):
         convert.convert_backbone(TINY, tiny[0], tmp_path)
     assert target.read_bytes() == b"mine"
-    convert.convert_backbone(TINY, tiny[0], tmp_path, overwrite=True)
-    assert read_card(open_onnx(target)).backbone == TINY
+    # Here the same was asked for with leave to replace.
+    assert tiny_again.name == target.name
+    assert read_card(open_onnx(tiny_again)).backbone == TINY
 
 
 def test_a_folder_that_cannot_be_made(tiny, tmp_path):

@@ -4,6 +4,7 @@ import csv
 import errno
 import gzip
 import hashlib
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +15,15 @@ from PIL import Image
 
 from stinfer.contract import F64, I64, U8
 from stinfer.errors import OutputExistsError, OutputWriteError
+from stinfer_export.datasets import her2st
 from stinfer_export.demo import DemoData, write, write_demo_data
 from stinfer_export.demo.counts import PROGRAMS
 from stinfer_export.demo.render import draw_staining
 from stinfer_export.demo.tissue import GRID_UM, REGIONS
+
+_SPEC = importlib.util.spec_from_file_location("cli_project", Path(__file__).parent / "cli_project.py")
+cli_project = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(cli_project)
 
 REFERENCE_UM_PER_PX = 200 / 290
 SPOT_RADIUS_PX = 72  # 50 µm
@@ -126,9 +132,15 @@ def test_files_are_those_of_her2st_and_a_slide(demo: DemoData) -> None:
     assert sum(path.stat().st_size for path in demo.folder.rglob("*") if path.is_file()) < 40e6
 
 
-def test_same_seed_writes_the_same_bytes_into_an_empty_folder_too(demo: DemoData, tmp_path: Path) -> None:
-    again = write_demo_data(tmp_path, seed=0)
-    assert hashes(again.folder) == hashes(demo.folder)
+def test_same_seed_writes_the_same_bytes_without_torch_into_an_empty_folder_too(
+    demo: DemoData, tmp_path: Path
+) -> None:
+    again = cli_project.without_torch("demo-data", tmp_path)
+
+    assert (again.returncode, again.stderr) == (0, "")
+    assert again.stdout == f"{tmp_path}: sections S1, S2, S3; slide {tmp_path / 'demo_slide.tif'}\n"
+    assert [section.name for section in her2st.iter_sections(tmp_path)] == ["S1", "S2", "S3"]
+    assert hashes(tmp_path) == hashes(demo.folder)
 
 
 def test_another_seed_changes_every_file(demo: DemoData, tmp_path: Path) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import anndata
@@ -16,29 +14,12 @@ import pytest
 from stinfer.bank import Bank
 from stinfer.encoder import Encoder
 from stinfer_export import score as score_module
-from stinfer_export.datasets import her2st
 
 _SPEC = importlib.util.spec_from_file_location("cli_project", Path(__file__).parent / "cli_project.py")
 shared = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(shared)
 _here, board, _run, _succeed = shared.here, shared.board, shared.run, shared.succeed
-
-# Stands in for a machine without PyTorch: whoever imports any of it fails.
-WITHOUT_TORCH = """\
-import sys
-
-
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"torch", "torchvision", "timm"}:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-
-sys.meta_path.insert(0, Absent())
-from stinfer_export.cli import main
-
-main(prog_name="stinfer-export")
-"""
+_without_torch = shared.without_torch
 
 
 def _pack(board, *options, model="mean_color.onnx"):
@@ -55,15 +36,6 @@ def _predicted(table):
 def _score(board, *options):
     counts = board / "data/ST-cnts/T1.tsv"
     return _succeed("score", "p.h5ad", "--counts", counts, "--bank", "b.h5", *options)
-
-
-def _without_torch(*arguments):
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-c", WITHOUT_TORCH, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 # Work
@@ -305,14 +277,6 @@ def test_all_but_conversion_works_without_torch(board, tmp_path):
     score = _without_torch("score", "p.h5ad", "--counts", counts, "--bank", "b.h5")
     assert score.returncode == 0, score.stderr
     assert score.stdout.splitlines()[-1].startswith("mean gene-wise Pearson 1.000")
-
-
-def test_demo_data_are_written_without_torch():
-    demo = _without_torch("demo-data", "demo")
-
-    assert (demo.returncode, demo.stderr) == (0, "")
-    assert demo.stdout == "demo: sections S1, S2, S3; slide demo/demo_slide.tif\n"
-    assert [section.name for section in her2st.iter_sections(Path("demo"))] == ["S1", "S2", "S3"]
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenetv2_100"])

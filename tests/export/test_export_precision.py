@@ -95,7 +95,7 @@ def test_eight_bits_and_half_precision_say_what_torch_says(squares, tiny, tmp_pa
         assert card == replace(original.card, precision=precision, fp32_sha256=original.sha256)
     spec = resolve(TINY)
     pixels = sample_tissue(find_tissue_source(squares), spec.input_size_px, 8, 9).held_out
-    truth = reference(network, spec, pixels)["embedding"]
+    truth = reference(network, spec, pixels, None)["embedding"]
     assert cosines(embed(eight, pixels), truth).min() >= 0.99
     assert cosines(embed(half, pixels), truth).min() >= 0.9999
 
@@ -136,5 +136,5 @@ def test_real_weights_in_eight_bits_keep_what_they_say_of_real_tissue(tmp_path):
     network = convert.build_backbone(spec)
     network.load_state_dict(torch.load(weights, weights_only=True), strict=False)
     pixels = sample_tissue(find_tissue_source(slide), spec.input_size_px, 8, 16).held_out
-    truth = reference(network, spec, pixels)["embedding"]
+    truth = reference(network, spec, pixels, None)["embedding"]
     assert cosines(embed(path, pixels), truth).mean() >= 0.98

@@ -93,6 +93,29 @@ def test_mean_squares_of_stages_are_compared_too(tmp_path):
         parity.check_parity(Staged(), _write_staged(tmp_path / "b.onnx", square_first=False), SPEC)
 
 
+def test_the_reference_runs_a_network_once_and_keeps_what_its_head_changes():
+    class Doubling(Staged):
+        n_runs = 0
+
+        def forward_features(self, images):
+            self.n_runs += 1
+            return super().forward_features(images)
+
+        def forward(self, images):
+            return self.forward_features(images).mul_(2).mean(dim=(2, 3))
+
+    network = Doubling()
+    pixels = np.full((1, 16, 24, 3), 51, np.uint8)
+    found = parity.reference(network, SPEC, pixels, None)
+
+    # 51 is a fifth of 255: (0.2 - mean) / std.
+    normalised = [0.2, 0.0, -0.5]
+    np.testing.assert_allclose(found["features"][0, :, 1, 2], normalised, atol=1e-6)
+    np.testing.assert_allclose(found["embedding"], [[0.4, 0.0, -1.0]], atol=1e-6)
+    assert network.n_runs == 1
+    assert "forward_features" not in vars(network)
+
+
 def _write_toy(path, *, mean=SPEC.mean, embedding_axes=(2, 3), height="height"):
     """Write by hand what the toy is, so that nothing of the exporter takes part."""
     helper, numpy_helper = onnx.helper, onnx.numpy_helper

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import _thread
 import contextlib
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +23,14 @@ def stinfer_threads() -> list[str]:
 def _no_thread_is_left() -> Iterator[None]:
     yield
     assert stinfer_threads() == []
+
+
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """Heed Ctrl-C also where a shell has started the tests in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def wait_until(condition) -> None:
@@ -49,6 +57,7 @@ def test_a_caller_that_fails_ends_the_threads() -> None:
     assert len(begun) <= 9
 
 
+@pytest.mark.usefixtures("_interruptible")
 def test_ctrl_c_while_waiting_for_a_task_is_prompt_and_ends_the_threads() -> None:
     waiting, go_on = threading.Event(), threading.Event()
     begun: list[int] = []
@@ -65,7 +74,8 @@ def test_ctrl_c_while_waiting_for_a_task_is_prompt_and_ends_the_threads() -> Non
 
     def interrupt() -> None:
         waiting.wait(10)
-        _thread.interrupt_main()
+        # A signal to the thread that waits wakes it, as one from the keyboard does.
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
         time.sleep(0.2)
         go_on.set()
 

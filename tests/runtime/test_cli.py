@@ -198,7 +198,15 @@ def test_a_signal_while_patches_are_encoded_ends_the_run_after_the_step_it_is_at
     )
     arguments = [BOARD, "--bank", BANK, "--mpp", "5", "--out", "p.h5ad", "--batch-size", "1", "--quiet"]
     command = [sys.executable, "-c", script, *arguments]
-    child = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # What a shell starts in the background ignores Ctrl-C, and so do its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     for _ in range(4):
         child.stdout.readline()
     child.send_signal(number)

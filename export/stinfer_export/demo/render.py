@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -94,14 +95,14 @@ def render(
     """
     size_px = round(tissue.inside.shape[0] * GRID_UM / um_per_px)
     nuclei = stamp_nuclei(cells, um_per_px, size_px, rng)
-    maps = _Maps.of(tissue, rng)
+    maps = _coarse_maps(tissue, rng)
     fiber_table = _fiber_table(rng)
     grain = _grain(rng, um_per_px, size_px)
     image: U8 = np.empty((size_px, size_px, 3), np.uint8)
     # Strip by strip: a dozen float maps of the whole image would take a gigabyte.
     for top in range(0, size_px, _STRIP_PX):
         rows = slice(top, min(top + _STRIP_PX, size_px))
-        strip = maps.enlarge(rows, size_px)
+        strip = _enlarged(maps, rows, size_px)
         fiber = fiber_table[_table_index(strip.across_um, strip.along_um)]
         grain_here = grain[top % len(grain) :][: rows.stop - rows.start]
         # A void keeps a trace of stain: mucus, fluid and what lies out of focus.
@@ -122,9 +123,8 @@ def render(
     return image
 
 
-@dataclass(frozen=True)
-class _Maps:
-    """What the strips are made of: float32 maps, coarse or enlarged to pixels."""
+class _Maps(NamedTuple):
+    """What a strip is made of, float32, a value per pixel."""
 
     solid_um: F32
     across_um: F32
@@ -133,42 +133,33 @@ class _Maps:
     eosin: F32
     fiber_contrast: F32
 
-    @classmethod
-    def of(cls, tissue: Tissue, rng: np.random.Generator) -> _Maps:
-        """Work out the stain each place takes up."""
-        shape = tissue.inside.shape
-        uneven = np.exp(0.22 * smooth_field(rng, (shape[0], shape[1]), (55.0 / GRID_UM,) * 2))
 
-        def by_region(values: tuple[float, ...]) -> F32:
-            return np.tensordot(np.array(values, np.float32), tissue.composition, axes=1).astype(np.float32)
+def _coarse_maps(tissue: Tissue, rng: np.random.Generator) -> list[Image.Image]:
+    """Work out the stain each place takes up; the images are those of `_Maps`, a pixel per cell."""
+    shape = tissue.inside.shape
+    uneven = np.exp(0.22 * smooth_field(rng, (shape[0], shape[1]), (55.0 / GRID_UM,) * 2))
 
-        return cls(
-            tissue.solid_um,
-            tissue.across_um,
-            tissue.along_um,
-            by_region(_HEMATOXYLIN_BY_REGION) * uneven,
-            by_region(_EOSIN_BY_REGION) * uneven,
-            by_region(_FIBER_CONTRAST_BY_REGION),
-        )
+    def by_region(values: tuple[float, ...]) -> F32:
+        return np.tensordot(np.array(values, np.float32), tissue.composition, axes=1).astype(np.float32)
 
-    def enlarge(self, rows: slice, size_px: int) -> _Maps:
-        """Interpolate some rows of pixels."""
-        n_cells = self.solid_um.shape[0]
-        scale = n_cells / size_px
-        box = (0.0, rows.start * scale, float(n_cells), rows.stop * scale)
-        size = (size_px, rows.stop - rows.start)
+    maps = _Maps(
+        tissue.solid_um,
+        tissue.across_um,
+        tissue.along_um,
+        by_region(_HEMATOXYLIN_BY_REGION) * uneven,
+        by_region(_EOSIN_BY_REGION) * uneven,
+        by_region(_FIBER_CONTRAST_BY_REGION),
+    )
+    return [Image.fromarray(one) for one in maps]
 
-        def pixels(coarse: F32) -> F32:
-            return np.asarray(Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC, box=box))
 
-        return _Maps(
-            pixels(self.solid_um),
-            pixels(self.across_um),
-            pixels(self.along_um),
-            pixels(self.hematoxylin),
-            pixels(self.eosin),
-            pixels(self.fiber_contrast),
-        )
+def _enlarged(maps: list[Image.Image], rows: slice, size_px: int) -> _Maps:
+    """Interpolate some rows of pixels."""
+    n_cells = maps[0].width
+    scale = n_cells / size_px
+    box = (0.0, rows.start * scale, float(n_cells), rows.stop * scale)
+    size = (size_px, rows.stop - rows.start)
+    return _Maps(*(np.asarray(one.resize(size, Image.Resampling.BICUBIC, box=box)) for one in maps))
 
 
 def _grain(rng: np.random.Generator, um_per_px: float, size_px: int) -> F32:

@@ -6,6 +6,7 @@ import gzip
 import secrets
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from PIL import Image
 
 from stinfer.contract import F64, I64
 from stinfer.errors import OutputExistsError, OutputWriteError
+from stinfer.machine import cores_allowed
 from stinfer_export.demo.counts import GENES, draw_counts, draw_profiles
 from stinfer_export.demo.nuclei import place_cells
 from stinfer_export.demo.pyramid import write_pyramid
@@ -178,9 +180,15 @@ def write_demo_data(folder: Path, *, seed: int = 0) -> DemoData:
 def _write_all(folder: Path, seed: int) -> None:
     profiles_seed, seeds = section_seeds(seed)
     profiles = draw_profiles(_generator(profiles_seed))
-    for name in _SECTIONS:
-        _write_reference(folder, plan_section(name, seeds[name]), profiles)
-    _write_slide(folder, plan_section(_SLIDE, seeds[_SLIDE]), profiles)
+
+    def write_one(name: str) -> None:
+        write = _write_slide if name == _SLIDE else _write_reference
+        write(folder, plan_section(name, seeds[name]), profiles)
+
+    # Each has a seed of its own, so that none waits for another. The slide takes longest and goes first.
+    with ThreadPoolExecutor(min(cores_allowed(), len(seeds))) as pool:
+        for _ in pool.map(write_one, reversed(seeds)):
+            pass
 
 
 def _write_reference(folder: Path, plan: Plan, profiles: F64) -> None:
