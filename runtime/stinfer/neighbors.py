@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from functools import partial
-from itertools import cycle, repeat
+from itertools import repeat
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Literal, Protocol, get_args
@@ -164,10 +164,10 @@ class ExactSearch:
             return
         step = min(step, max(_BLOCK_BYTES // (4 * dim), 1))
         # One is looked at, and up to two are read meanwhile.
-        memory = cycle([Scratch(), Scratch(), Scratch()])
+        memory = [Scratch(), Scratch(), Scratch()]
         tasks = (
-            partial(self._read, slice(first, min(first + step, n_refs)), scratch)
-            for first, scratch in zip(range(0, n_refs, step), memory, strict=False)
+            partial(self._read, slice(first, min(first + step, n_refs)), memory[number % len(memory)])
+            for number, first in enumerate(range(0, n_refs, step))
         )
         with closing(in_parallel(tasks, 1)) as blocks:
             yield from blocks

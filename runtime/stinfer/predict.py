@@ -63,16 +63,17 @@ def expression_from_neighbors(weights: F32, indices: I64, expression: F32) -> F3
     (n_spots, n_genes), log1p CP10K, gene order of `expression`
     """
     averaged = np.empty((len(weights), expression.shape[1]), dtype=np.float32)
-    # Of any other layout, to take a few rows would copy it all.
-    expression = np.ascontiguousarray(expression)
+    by_row = expression
     own = np.empty((indices.shape[1], expression.shape[1]), dtype=expression.dtype)
     for start in range(0, len(weights), SPOTS_AT_ONCE):
         part = slice(start, start + SPOTS_AT_ONCE)
         used, position = np.unique(indices[part], return_inverse=True)
         if len(used) > _SCATTERED * indices.shape[1]:
+            # Of another layout, to take a few rows would copy it all; it is turned once.
+            by_row = np.ascontiguousarray(by_row)
             for spot in range(start, min(start + SPOTS_AT_ONCE, len(weights))):
                 # To clip is faster than to check; there is nothing to clip.
-                np.take(expression, indices[spot], axis=0, out=own, mode="clip")
+                np.take(by_row, indices[spot], axis=0, out=own, mode="clip")
                 np.matmul(weights[spot], own, out=averaged[spot])
             continue
         # Spots share neighbors: each reference is gathered once for many, and averaged by a product.

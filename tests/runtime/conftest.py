@@ -3,11 +3,14 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
+
+from stinfer.sparse import Sparse
+from stinfer.stored_array import StoredArray
 
 _PROJECT = Path(__file__).resolve().parents[2]
 
@@ -53,3 +56,20 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(socket.socket, name, refuse)
     monkeypatch.setattr(socket, "create_connection", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.fixture
+def in_file(tmp_path: Path) -> Callable[[Sparse], Sparse]:
+    """Give expression whose values stay in a file, as those of a large bank."""
+
+    def moved(held: Sparse) -> Sparse:
+        path = tmp_path / "values.bin"
+        path.write_bytes(held.data.tobytes() + held.indices.tobytes())
+        return Sparse(
+            StoredArray(path, 0, held.data.dtype, held.data.shape),
+            StoredArray(path, held.data.nbytes, held.indices.dtype, held.indices.shape),
+            held.indptr,
+            held.n_columns,
+        )
+
+    return moved

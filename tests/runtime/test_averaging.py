@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -12,7 +12,6 @@ from stinfer.averaging import StoredAverager, gene_groups
 from stinfer.neighbor_file import Neighbors
 from stinfer.prediction import Intervals, iter_expression, iter_intervals
 from stinfer.sparse import Sparse
-from stinfer.stored_array import StoredArray
 
 N_REFS, N_GENES = 300, 200
 
@@ -90,18 +89,14 @@ def test_spreads_are_those_of_double_precision(k: int, n_near: int, genes: str) 
 
 @pytest.mark.usefixtures("many_genes")
 @pytest.mark.parametrize(("k", "n_near"), SHARED.values(), ids=SHARED)
-def test_threads_and_where_values_lie_change_no_bit(tmp_path: Path, k: int, n_near: int) -> None:
+def test_threads_and_where_values_lie_change_no_bit(
+    in_file: Callable[[Sparse], Sparse], k: int, n_near: int
+) -> None:
     dense, neighbors = made_up(400, k, n_near)
     held, every = to_sparse(dense), np.arange(N_GENES)
-    path = tmp_path / "values.bin"
-    path.write_bytes(held.data.tobytes() + held.indices.tobytes())
-    in_file = Sparse(
-        StoredArray(path, 0, held.data.dtype, held.data.shape),
-        StoredArray(path, held.data.nbytes, held.indices.dtype, held.indices.shape),
-        held.indptr,
-        N_GENES,
-    )
-    found = [assembled(expression, every, neighbors, n) for expression in (held, in_file) for n in (1, 2, 5)]
+    found = [
+        assembled(expression, every, neighbors, n) for expression in (held, in_file(held)) for n in (1, 2, 5)
+    ]
     assert len({values.tobytes() for values in found}) == 1
 
 

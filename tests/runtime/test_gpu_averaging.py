@@ -21,7 +21,6 @@ from stinfer.open_bank import OpenBank
 from stinfer.predict import expression_from_neighbors, spread_from_neighbors
 from stinfer.prediction import Intervals, iter_expression, iter_intervals
 from stinfer.sparse import Sparse
-from stinfer.stored_array import StoredArray
 from stinfer.voters import OriginNeighbors
 
 DATA = Path(__file__).parents[1] / "data"
@@ -148,20 +147,12 @@ def test_a_gene_that_no_reference_measures_is_0(provider):
     assert (mean.tolist(), spread.tolist()) == ([[3, 0]], [[0, 0]])
 
 
-def test_where_values_lie_and_how_many_copy_them_change_no_bit(tmp_path, provider):
+def test_where_values_lie_and_how_many_copy_them_change_no_bit(in_file, provider):
     dense, neighbors = made_up()
     held, every = to_sparse(dense), np.arange(N_GENES)
-    path = tmp_path / "values.bin"
-    path.write_bytes(held.data.tobytes() + held.indices.tobytes())
-    in_file = Sparse(
-        StoredArray(path, 0, held.data.dtype, held.data.shape),
-        StoredArray(path, held.data.nbytes, held.indices.dtype, held.indices.shape),
-        held.indptr,
-        N_GENES,
-    )
     found = [
         averager(expression, every, 20, provider, with_spread=True, n_workers=n).average(neighbors)
-        for expression in (held, in_file)
+        for expression in (held, in_file(held))
         for n in (1, 5)
     ]
     assert len({mean.tobytes() + spread.tobytes() for mean, spread in found}) == 1
